@@ -1,0 +1,304 @@
+"""Reads a trained MaskSAM from a checkpoint, which is treated as hostile: nothing in it is ever executed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from masksam_deploy.bundle import file_digest
+from masksam_deploy.errors import CheckpointError
+from masksam_deploy.manifest import Labels, Preprocessing
+from masksam_export.config import ModelConfig
+from masksam_export.model import MaskSAM
+from masksam_export.plans import Plan
+from masksam_export.weights import config_from_shapes
+
+DEFAULT_CONFIGURATION = "3d_fullres"
+WRAPPER_PREFIXES = ("module.", "_orig_mod.")  # DistributedDataParallel, torch.compile
+WEIGHT_KEYS = ("network_weights", "state_dict")
+MAX_JSON_BYTES = 64 * 2**20
+
+# What nnU-Net writes besides tensors and plain containers: numpy scalars in `logging` and `_best_ema`.
+SAFE_GLOBALS = [
+    np._core.multiarray.scalar,  # type: ignore[attr-defined]
+    (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),  # type: ignore[attr-defined]  # numpy 1
+    np.dtype,
+    np.dtypes.Float32DType,
+    np.dtypes.Float64DType,
+]
+
+
+@dataclass(frozen=True)
+class TrainedMaskSAM:
+    """A network with all that inference needs to know about its training.
+
+    Attributes:
+        model: the network in evaluation mode, float32, on the CPU.
+        preprocessing: how scans become network input.
+        labels: what the classes mean.
+        mirror_axes: axes of the transposed array that test-time mirroring may flip.
+        source: the checkpoint file.
+        sha256: hash of that file.
+        notes: what was inferred, for people.
+    """
+
+    model: MaskSAM
+    preprocessing: Preprocessing
+    labels: Labels
+    mirror_axes: tuple[int, ...]
+    source: Path
+    sha256: str
+    notes: tuple[str, ...]
+
+    @property
+    def config(self) -> ModelConfig:
+        """The network's configuration."""
+        return self.model.config
+
+
+def load_checkpoint(
+    path: str | Path,
+    *,
+    plans: str | Path | None = None,
+    dataset: str | Path | None = None,
+    configuration: str | None = None,
+    mirror_axes: tuple[int, ...] | None = None,
+) -> TrainedMaskSAM:
+    """Read an nnU-Net trainer checkpoint, or a plain state dict with its plans and dataset.json.
+
+    Args:
+        path: `checkpoint_final.pth`, or a state dict.
+        plans: nnU-Net plans file; overrides what the checkpoint carries.
+        dataset: nnU-Net dataset.json; overrides what the checkpoint carries.
+        configuration: configuration of the plans; by default the checkpoint's own, else `3d_fullres`.
+        mirror_axes: allowed mirror axes; by default the checkpoint's own, else none.
+
+    Raises:
+        CheckpointError: the file is unsafe, damaged, incomplete or inconsistent; the message lists all of it.
+    """
+    source = Path(path)
+    content = _read_safely(source)
+    digest = file_digest(source).sha256
+    weights = _network_weights(content)
+    plan = _plan(content, plans, dataset, configuration)
+    shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    config = config_from_shapes(shapes, norm_eps=plan.norm_eps, leaky_slope=plan.leaky_slope)
+    model = _build(config, weights)
+    preprocessing, labels = plan.preprocessing(), plan.labels()
+    _check_agreement(config, plan, preprocessing, labels)
+    axes, axes_note = _mirror_axes(content, mirror_axes)
+    notes = (
+        f"network: {config.variant}, {config.frames} frames of {config.patch_side}x{config.patch_side}, "
+        f"{config.in_channels} channel(s), {config.queries} queries, {config.classes} classes",
+        f"encoder: {config.depth} blocks of width {config.embed_dim}, {config.heads} heads, window {config.window}, "
+        f"global blocks {', '.join(map(str, config.global_blocks))}",
+        f"plan: configuration '{plan.name}', spacing {preprocessing.spacing} mm, "
+        f"transpose {preprocessing.transpose_forward}",
+        f"labels: {', '.join(f'{label.value} {label.name}' for label in labels.classes)} ({labels.decision})",
+        axes_note,
+    )
+    return TrainedMaskSAM(model, preprocessing, labels, axes, source, digest, notes)
+
+
+def _read_safely(path: Path) -> Mapping[str, Any]:
+    """Load with the safe unpickler only; refuse everything that is not a mapping."""
+    if not path.is_file():
+        raise CheckpointError(f"checkpoint '{path}' is not a file; expected checkpoint_final.pth or a state dict")
+    try:
+        with torch.serialization.safe_globals(SAFE_GLOBALS):
+            content = _load(path)
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise CheckpointError(_why_unreadable(path, error)) from error
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"checkpoint '{path.name}' holds a {type(content).__name__}, expected a dict of weights")
+    return content
+
+
+def _load(path: Path) -> Any:
+    try:
+        # Mapped, so that a 3 GB checkpoint is not held twice.
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except RuntimeError as error:
+        if "mmap" not in str(error):
+            raise
+        return torch.load(path, map_location="cpu", weights_only=True)  # the format before torch 1.6
+
+
+def _why_unreadable(path: Path, error: Exception) -> str:
+    try:
+        allowed = {f"{item.__module__}.{item.__qualname__}" for item in SAFE_GLOBALS if isinstance(item, type)}
+        with torch.serialization.safe_globals(SAFE_GLOBALS):
+            unsafe = set(torch.serialization.get_unsafe_globals_in_checkpoint(path)) - allowed
+    except Exception:  # noqa: BLE001  not a zip archive: the first error has to do
+        unsafe = set()
+    if not unsafe and "Unsupported" in str(error):
+        unsafe = {_first_line(error)}
+    if unsafe:
+        return (
+            f"checkpoint '{path.name}' contains objects that could run code when loaded: {', '.join(sorted(unsafe))}; "
+            "it was not loaded. Save the weights as plain tensors: "
+            "torch.save({'network_weights': model.state_dict()}, ...), and pass --plans and --dataset"
+        )
+    return (
+        f"checkpoint '{path.name}' cannot be read: {_first_line(error)}; "
+        "expected a file written by torch.save, complete: copy it again or check where it came from"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0].strip().rstrip(".:")[:200]
+
+
+def _network_weights(content: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The state dict, without the prefixes that wrappers add."""
+    state: object = next((content[key] for key in WEIGHT_KEYS if key in content), content)
+    if not isinstance(state, Mapping) or not state:
+        raise CheckpointError(f"'{WEIGHT_KEYS[0]}' is empty or no mapping; expected names and tensors")
+    strangers = [str(name) for name, value in state.items() if not isinstance(value, Tensor)]
+    if strangers:
+        raise CheckpointError(
+            f"no network weights found: {_some(strangers)} are no tensors; expected an nnU-Net trainer checkpoint "
+            "with 'network_weights', or a plain state dict"
+        )
+    weights = {str(name): value.detach() for name, value in state.items()}
+    while prefix := next((p for p in WRAPPER_PREFIXES if all(n.startswith(p) for n in weights)), None):
+        weights = {name.removeprefix(prefix): value for name, value in weights.items()}
+    _refuse_odd_tensors(weights)
+    return {name: value.to(torch.float32) for name, value in weights.items()}
+
+
+def _refuse_odd_tensors(weights: Mapping[str, Tensor]) -> None:
+    """Only dense floating-point tensors that really have as many values as their shape says."""
+    odd = [
+        f"{name} ({value.dtype}, {value.layout})"
+        for name, value in weights.items()
+        if value.layout != torch.strided or not value.is_floating_point() or value.device.type != "cpu"
+    ]
+    if odd:
+        raise CheckpointError(f"weights that are not dense floating-point tensors: {_some(odd)}")
+    inflated = [
+        f"{name} {list(value.shape)}"
+        for name, value in weights.items()
+        if value.untyped_storage().nbytes() < value.numel() * value.element_size()
+    ]
+    if inflated:
+        raise CheckpointError(f"tensors larger than the data stored for them: {_some(inflated)}")
+
+
+def _plan(
+    content: Mapping[str, Any],
+    plans: str | Path | None,
+    dataset: str | Path | None,
+    configuration: str | None,
+) -> Plan:
+    arguments = content.get("init_args")
+    carried = arguments if isinstance(arguments, Mapping) else {}
+    plans_data = _read_json(plans) if plans else carried.get("plans")
+    dataset_data = _read_json(dataset) if dataset else carried.get("dataset_json")
+    if not isinstance(plans_data, Mapping) or not isinstance(dataset_data, Mapping):
+        missing = "plans" if not isinstance(plans_data, Mapping) else "dataset.json"
+        raise CheckpointError(
+            f"the checkpoint carries no {missing}; it looks like a plain state dict: pass --plans nnUNetPlans.json "
+            "and --dataset dataset.json"
+        )
+    return Plan(plans_data, dataset_data, configuration or carried.get("configuration") or DEFAULT_CONFIGURATION)
+
+
+def _read_json(path: str | Path) -> Any:
+    file = Path(path)
+    try:
+        if file.stat().st_size > MAX_JSON_BYTES:
+            raise CheckpointError(f"'{file}' is larger than {MAX_JSON_BYTES >> 20} MiB; expected an nnU-Net JSON file")
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise CheckpointError(f"'{file}' cannot be read as JSON: {_first_line(error)}") from error
+
+
+def _build(config: ModelConfig, weights: Mapping[str, Tensor]) -> MaskSAM:
+    """The network with these weights; everything that does not fit is listed in one error."""
+    with torch.device("meta"):
+        model = MaskSAM(config)
+    expected = model.state_dict(keep_vars=True)
+    aliases: dict[int, list[str]] = {}
+    for name, tensor in expected.items():
+        aliases.setdefault(id(tensor), []).append(name)
+    problems = [
+        *_listed("missing", expected.keys() - weights.keys()),
+        *_listed("unexpected", weights.keys() - expected.keys()),
+        *_listed(
+            "wrong shape",
+            (
+                f"{name} {list(weights[name].shape)} instead of {list(tensor.shape)}"
+                for name, tensor in expected.items()
+                if name in weights and weights[name].shape != tensor.shape
+            ),
+        ),
+    ]
+    if not problems:
+        problems = [
+            *_listed("NaN or infinite values", (n for n, t in weights.items() if not bool(torch.isfinite(t).all()))),
+            *_listed("tied copies that differ", _differing_copies(aliases.values(), weights)),
+        ]
+    if problems:
+        raise CheckpointError(f"the weights do not fit a MaskSAM '{config.variant}' network: {'; '.join(problems)}")
+    model.load_state_dict(dict(weights), strict=True, assign=True)
+    return model.eval().requires_grad_(False)
+
+
+def _differing_copies(groups: Iterable[list[str]], weights: Mapping[str, Tensor]) -> list[str]:
+    return [
+        f"{group[0]} and {copy}"
+        for group in groups
+        for copy in group[1:]
+        if weights[group[0]].data_ptr() != weights[copy].data_ptr()
+        and not torch.equal(weights[group[0]], weights[copy])
+    ]
+
+
+def _check_agreement(config: ModelConfig, plan: Plan, preprocessing: Preprocessing, labels: Labels) -> None:
+    window = config.input_shape[1:]
+    problems = []
+    if plan.patch_size != window:
+        problems.append(f"the plan's patch is {list(plan.patch_size)}, the weights are for {list(window)}")
+    if len(preprocessing.channel_names) != config.in_channels:
+        problems.append(
+            f"dataset.json has {len(preprocessing.channel_names)} channels, the weights are for {config.in_channels}"
+        )
+    if len(labels.classes) != config.classes:
+        problems.append(f"dataset.json has {len(labels.classes)} classes, the weights are for {config.classes}")
+    if sorted(preprocessing.transpose_forward) != [0, 1, 2]:
+        problems.append(f"transpose_forward is {list(preprocessing.transpose_forward)}, expected a permutation")
+    if problems:
+        raise CheckpointError(f"plan, dataset and weights do not belong together: {'; '.join(problems)}")
+
+
+def _mirror_axes(content: Mapping[str, Any], chosen: tuple[int, ...] | None) -> tuple[tuple[int, ...], str]:
+    key = "inference_allowed_mirroring_axes"
+    if chosen is None and key not in content:
+        return (), "mirroring: not recorded in a plain state dict, so none (set it with --mirror-axes)"
+    axes = chosen if chosen is not None else content[key]
+    axes = () if axes is None else axes
+    if not isinstance(axes, tuple | list) or any(a not in (0, 1, 2) for a in axes) or len(set(axes)) != len(axes):
+        raise CheckpointError(f"mirror axes are {axes!r}; expected different numbers out of 0, 1, 2")
+    result = tuple(sorted(int(axis) for axis in axes))
+    return result, f"mirroring: axes {result}" if result else "mirroring: none allowed"
+
+
+def _listed(kind: str, names: Iterable[str]) -> list[str]:
+    found = sorted(names)
+    return [f"{kind}: {_some(found)}"] if found else []
+
+
+def _some(names: list[str], limit: int = 8) -> str:
+    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + rest

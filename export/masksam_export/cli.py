@@ -1,0 +1,63 @@
+"""`masksam-deploy export`. Imports torch only when it runs, so that `--help` works without it."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Bundle directory [NAME.masksam].")
+@click.option("--plans", type=click.Path(path_type=Path), help="nnU-Net plans, for a plain state dict.")
+@click.option("--dataset", type=click.Path(path_type=Path), help="dataset.json, for a plain state dict.")
+@click.option("--configuration", help="Configuration of the plans [the checkpoint's own, else 3d_fullres].")
+@click.option("--mirror-axes", help="Allowed mirror axes, e.g. 0,1,2 or none [the checkpoint's own].")
+@click.option("--force", is_flag=True, help="Replace an existing bundle.")
+@click.option("--json", "as_json", is_flag=True, help="Print a summary for machines instead of people.")
+def export(
+    checkpoint: Path,
+    output: Path | None,
+    plans: Path | None,
+    dataset: Path | None,
+    configuration: str | None,
+    mirror_axes: str | None,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Turn a MaskSAM CHECKPOINT into a verified bundle of three ONNX graphs.
+
+    CHECKPOINT is an nnU-Net checkpoint_final.pth, or a plain state dict with --plans and --dataset. Nothing in
+    it is executed. The graphs are compared with the network; a bundle that disagrees is not written.
+    """
+    from masksam_deploy.errors import MissingDependencyError
+
+    for package in ("torch", "onnx", "onnxscript", "onnxruntime"):
+        if find_spec(package) is None:
+            raise MissingDependencyError(package, "cpu,export", "export")
+    from masksam_export.run_export import run_export
+
+    run_export(
+        checkpoint,
+        output or Path(checkpoint.stem + ".masksam"),
+        plans=plans,
+        dataset=dataset,
+        configuration=configuration,
+        mirror_axes=_parse_axes(mirror_axes),
+        force=force,
+        as_json=as_json,
+    )
+
+
+def _parse_axes(text: str | None) -> tuple[int, ...] | None:
+    """'0,1,2' -> (0, 1, 2); 'none' -> (); nothing -> None."""
+    if text is None:
+        return None
+    if text.strip().lower() in ("none", ""):
+        return ()
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise click.BadParameter(f"'{text}' is not like 0,1,2 or none", param_hint="--mirror-axes") from error

@@ -1,0 +1,221 @@
+"""A trained network to a bundle: trace the three parts, check the files, compare them with the network, write."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import platform
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir
+import onnxscript
+import torch
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass, DeduplicateInitializersPass
+from onnxscript.optimizer import fold_constants, remove_unused_nodes
+
+from masksam_deploy import __version__
+from masksam_deploy.backends.onnxruntime import runtime_version
+from masksam_deploy.bundle import Bundle, check_target, staging_directory, write_bundle
+from masksam_deploy.errors import ExportError
+from masksam_deploy.manifest import Graph, Manifest, Port, Provenance
+from masksam_export.checkpoint import TrainedMaskSAM
+from masksam_export.graphs import GraphPart, graph_parts
+from masksam_export.model import MaskSAM
+from masksam_export.verify import BATCH_CHECK_LIMIT, example_inputs, reference_outputs, verify_chain
+
+OPSET = 20
+UNLIMITED = 2**60
+EMBED_LIMIT = 2**30
+"""Bytes. Graphs with more weights keep them in a file beside them: protobuf ends at 2 GiB, and a mapped file
+need not be held in memory twice."""
+
+# Control flow and data-dependent shapes: nothing that an ahead-of-time engine could not build from.
+FORBIDDEN_OPS = frozenset(
+    [
+        "Loop",
+        "If",
+        "Scan",
+        "NonZero",
+        "ScatterND",
+        "ScatterElements",
+        "Shape",
+        "Size",
+        "Range",
+        "ConstantOfShape",
+        "Expand",
+        "SequenceConstruct",
+        "SequenceAt",
+        "Unique",
+        "Compress",
+    ]
+)
+
+Progress = Callable[[str], None]
+
+
+def export_bundle(
+    trained: TrainedMaskSAM,
+    target: str | Path,
+    *,
+    force: bool = False,
+    progress: Progress = lambda _: None,
+) -> Bundle:
+    """Export a trained network as a bundle directory, verified against the network.
+
+    Args:
+        trained: from `load_checkpoint`.
+        target: the bundle's directory, by custom `NAME.masksam`.
+        force: whether an existing bundle may be replaced.
+        progress: called with a line of text at each step.
+
+    Raises:
+        ParityError: the graphs disagree with the network; nothing is written.
+        ExportError: tracing produced a graph that is invalid or not what was asked for.
+        OutputError: the target exists or cannot be written.
+    """
+    directory = Path(target)
+    check_target(directory, force=force)
+    runtime = runtime_version()  # needed to verify: better missing now than after the work
+    config = trained.config
+    inputs = example_inputs(config)
+    references = {}
+    for name, image in inputs.items():
+        progress(f"running the network on the {name} input")
+        references[name] = reference_outputs(trained.model, image)
+    with staging_directory(directory) as staging:
+        graphs = export_graphs(trained.model, staging, progress=progress)
+        batched = sum(parameter.numel() for parameter in trained.model.parameters()) <= BATCH_CHECK_LIMIT
+        figures = verify_chain(staging, graphs, references, batched=batched, progress=progress)
+        progress("hashing and writing the bundle")
+        manifest = Manifest(
+            name=directory.name.removesuffix(".masksam"),
+            model=_plain(asdict(config)),
+            graphs=graphs,
+            preprocessing=trained.preprocessing,
+            labels=trained.labels,
+            mirror_axes=trained.mirror_axes,
+            provenance=Provenance(
+                source_name=trained.source.name,
+                source_sha256=trained.sha256,
+                created_utc=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+                tools={
+                    "masksam-deploy": __version__,
+                    "torch": torch.__version__,
+                    "onnx": onnx.__version__,
+                    "onnxscript": onnxscript.__version__,
+                    "onnxruntime": runtime,
+                    "python": platform.python_version(),
+                },
+                parity=figures,
+            ),
+            files={},
+        )
+        return write_bundle(staging, manifest, directory, force=force)
+
+
+def export_graphs(model: MaskSAM, directory: Path, *, progress: Progress = lambda _: None) -> tuple[Graph, ...]:
+    """Trace the three parts into `directory` as checked ONNX files.
+
+    Raises:
+        ExportError: a graph is invalid, has other ports than declared, or holds a forbidden operator.
+    """
+    graphs = []
+    with graph_parts(model) as parts:
+        for part in parts:
+            progress(f"tracing {part.name}")
+            path = directory / f"{part.name}.onnx"
+            _trace(part, path)
+            gc.collect()
+            check_graph(path, part.inputs, part.outputs)
+            graphs.append(Graph(name=part.name, file=path.name, inputs=part.inputs, outputs=part.outputs))
+    return tuple(graphs)
+
+
+def _trace(part: GraphPart, path: Path) -> None:
+    # Two windows: with one, tracing would take the batch for a constant.
+    examples = tuple(torch.zeros(2, *(int(size) for size in port.shape[1:])) for port in part.inputs)
+    batch = torch.export.Dim("B", min=1)
+    dynamic: tuple[Any, ...] = tuple({0: batch} for _ in examples)
+    if part.variadic:
+        dynamic = (dynamic,)
+    with _quiet():
+        program = torch.onnx.export(
+            part.eval(),
+            examples,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=[port.name for port in part.inputs],
+            output_names=[port.name for port in part.outputs],
+            dynamic_shapes=dynamic,
+            verbose=False,
+        )
+    if program is None:
+        raise ExportError(f"torch.onnx traced no graph for '{part.name}'")
+    _tidy(program.model)
+    program.model.graph.name = part.name
+    size = sum(value.const_value.nbytes for value in program.model.graph.initializers.values() if value.const_value)
+    program.save(path, external_data=size > EMBED_LIMIT)
+
+
+def _tidy(model: onnx_ir.Model) -> None:
+    """Fold what is constant whatever its size, keep tied weights once, drop source paths of this machine."""
+    fold_constants(model, input_size_limit=UNLIMITED, output_size_limit=UNLIMITED)
+    remove_unused_nodes(model)
+    DeduplicateInitializersPass(size_limit=UNLIMITED)(model)
+    ClearMetadataAndDocStringPass()(model)
+
+
+def check_graph(path: Path, inputs: tuple[Port, ...], outputs: tuple[Port, ...]) -> None:
+    """Refuse a graph that is invalid ONNX, has other ports, or holds a forbidden operator.
+
+    Raises:
+        ExportError: says which.
+    """
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(f"'{path.name}' is no valid ONNX: {str(error).splitlines()[0]}") from error
+    graph = onnx.load(str(path), load_external_data=False).graph
+    forbidden = sorted({node.op_type for node in graph.node} & FORBIDDEN_OPS)
+    if forbidden:
+        raise ExportError(f"'{path.name}' holds {', '.join(forbidden)}; expected static shapes and no control flow")
+    for side, declared, found in (("inputs", inputs, graph.input), ("outputs", outputs, graph.output)):
+        ports = {value.name: _shape(value) for value in found}
+        expected = {port.name: port.shape for port in declared}
+        if ports != expected:
+            raise ExportError(f"'{path.name}' has {side} {ports}, expected {expected}")
+
+
+def _shape(value: onnx.ValueInfoProto) -> tuple[int | str, ...]:
+    tensor = value.type.tensor_type
+    if tensor.elem_type != onnx.TensorProto.FLOAT:
+        return ("not float32",)
+    return tuple(dim.dim_param or dim.dim_value for dim in tensor.shape.dim)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter warns about its own internals and about packages that are not needed here."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _plain(value: Any) -> Any:
+    """Tuples to lists, all the way down, as JSON will have them."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value

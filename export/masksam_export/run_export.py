@@ -1,0 +1,70 @@
+"""The export command's work: load, tell, export, tell."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from masksam_deploy.bundle import Bundle
+from masksam_export.checkpoint import load_checkpoint
+from masksam_export.onnx_export import export_bundle
+
+
+def run_export(
+    checkpoint: Path,
+    target: Path,
+    *,
+    plans: Path | None,
+    dataset: Path | None,
+    configuration: str | None,
+    mirror_axes: tuple[int, ...] | None,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Export and report; see the command's options."""
+    started = time.perf_counter()
+    console = Console(stderr=True, highlight=False)
+    with console.status("reading the checkpoint") as status:
+
+        def step(text: str) -> None:
+            status.update(text)
+            if not console.is_terminal:
+                console.print(f"  {text}")
+
+        trained = load_checkpoint(
+            checkpoint, plans=plans, dataset=dataset, configuration=configuration, mirror_axes=mirror_axes
+        )
+        for note in trained.notes:
+            console.print(note)
+        bundle = export_bundle(trained, target, force=force, progress=step)
+    seconds = time.perf_counter() - started
+    if as_json:
+        click.echo(json.dumps(_summary(bundle, trained.notes, seconds), indent=2))
+        return
+    _tell(bundle, seconds)
+
+
+def _summary(bundle: Bundle, notes: tuple[str, ...], seconds: float) -> dict[str, object]:
+    return {
+        "bundle": str(bundle.path),
+        "manifest_sha256": bundle.sha256,
+        "seconds": round(seconds, 2),
+        "inferred": list(notes),
+        "provenance": bundle.manifest.provenance.model_dump(mode="json"),
+    }
+
+
+def _tell(bundle: Bundle, seconds: float) -> None:
+    total = sum(digest.bytes for digest in bundle.manifest.files.values())
+    for name, figures in bundle.manifest.provenance.parity.items():
+        if isinstance(figures, dict):
+            click.echo(
+                f"verified on {name}: class scores within {figures['semseg_max_abs_error']:.1e}, "
+                f"same class on {figures['argmax_agreement']:.3%} of the voxels"
+            )
+    click.echo(f"wrote {bundle.path} ({total / 2**20:.1f} MiB, {seconds:.0f} s)")
+    click.echo(f"next: masksam-deploy infer SCAN -b {bundle.path} -o SEG.nii.gz")

@@ -1,0 +1,6 @@
+"""Inference runtimes: one file each, behind the `Session` protocol."""
+
+from masksam_deploy.backends.base import Device, Session
+from masksam_deploy.backends.chain import GraphChain, open_chain
+
+__all__ = ["Device", "GraphChain", "Session", "open_chain"]

@@ -1,0 +1,81 @@
+"""ONNX Runtime, on the CPU or through CUDA."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from masksam_deploy.backends.base import Device, Tensors
+from masksam_deploy.errors import BackendError, MissingDependencyError
+from masksam_deploy.manifest import Graph
+
+_PROVIDERS: dict[Device, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+_ERRORS_ONLY = 3
+
+
+class OnnxRuntimeSession:
+    """A graph in ONNX Runtime. The device asked for is the device used, or there is an error."""
+
+    def __init__(self, graph: Graph, path: Path, *, device: Device = "cpu", threads: int | None = None) -> None:
+        runtime = _import_runtime(device)
+        wanted = _PROVIDERS[device]
+        if wanted not in runtime.get_available_providers():
+            raise BackendError(
+                f"device '{device}' was asked for, but this ONNX Runtime {runtime.__version__} offers only "
+                f"{', '.join(runtime.get_available_providers())}; needs: pip install 'masksam-deploy[{device}]'"
+            )
+        options = runtime.SessionOptions()
+        options.log_severity_level = _ERRORS_ONLY
+        options.intra_op_num_threads = threads or 0
+        try:
+            self._session: Any = runtime.InferenceSession(
+                str(path), options, providers=[(wanted, _provider_options(device))]
+            )
+        except Exception as error:
+            raise BackendError(f"graph '{graph.name}' does not load in ONNX Runtime: {_one_line(error)}") from error
+        self.provider = str(self._session.get_providers()[0])
+        if self.provider != wanted:
+            raise BackendError(
+                f"device '{device}' was asked for, but ONNX Runtime fell back to {self.provider}; check that the "
+                "GPU driver and the CUDA and cuDNN libraries that this ONNX Runtime needs are installed"
+            )
+        self._graph = graph
+        self._outputs = [port.name for port in graph.outputs]
+
+    def run(self, feeds: Tensors) -> dict[str, NDArray[np.float32]]:
+        """See `Session.run`."""
+        inputs = {port.name: feeds[port.name] for port in self._graph.inputs}
+        try:
+            results = self._session.run(self._outputs, inputs)
+        except Exception as error:
+            raise BackendError(f"graph '{self._graph.name}' failed in ONNX Runtime: {_one_line(error)}") from error
+        return dict(zip(self._outputs, results, strict=True))
+
+    def close(self) -> None:
+        """See `Session.close`."""
+        self._session = None
+
+
+def runtime_version() -> str:
+    """The installed ONNX Runtime."""
+    return str(_import_runtime("cpu").__version__)
+
+
+def _import_runtime(device: Device) -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingDependencyError("onnxruntime", device, "running a bundle") from error
+    return onnxruntime
+
+
+def _provider_options(device: Device) -> dict[str, str]:
+    # TF32 keeps 10 bits of the mantissa: not float32, so never silently.
+    return {"use_tf32": "0"} if device == "cuda" else {}
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

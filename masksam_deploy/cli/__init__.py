@@ -1,0 +1,151 @@
+"""The command line `masksam-deploy`.
+
+Starting it imports click and nothing else: each command lives in its own module, loaded when it runs, so that
+`--help` is instant and a broken optional dependency only breaks the commands that need it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from io import TextIOWrapper
+from types import FrameType
+from typing import NoReturn
+
+import click
+
+from masksam_deploy.cli.group import LazyGroup
+from masksam_deploy.errors import MaskSamError
+
+_REPORT = "this is a bug, please report it with the lines above and the command that you ran"
+
+
+def _print_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted and not ctx.resilient_parsing:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            found = version("masksam-deploy")
+        except PackageNotFoundError:
+            found = "unknown (not installed)"
+        click.echo(f"masksam-deploy {found}")
+        ctx.exit()
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_version,
+    help="Show the version and exit.",
+)
+def app() -> None:
+    """Turn trained MaskSAM checkpoints into verified bundles and run them on scans."""
+
+
+def main(args: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit.
+
+    Exit codes: 0 success; 1 a bug; 2 a wrong call, input or environment; others as the error's type says
+    (`errors.py`); 128 + signal after SIGINT, SIGTERM or SIGHUP, with temporary files removed.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            # A terminal that cannot show a character of a label's name is no reason to fail.
+            stream.reconfigure(errors="backslashreplace")
+    with _signals_as_exits():
+        code = _run(args)
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:
+            code = _after_broken_pipe()
+    sys.exit(code)
+
+
+def _run(args: Sequence[str] | None) -> int:
+    """Run one command; every way in which it can end becomes an exit code."""
+    try:
+        result = app.main(args, prog_name="masksam-deploy", standalone_mode=False)
+        # `ctx.exit(code)`, as after --help, comes back as the result.
+        code = result if isinstance(result, int) else 0
+    except MaskSamError as exc:
+        code = _fail(str(exc), exc.exit_code)
+    except click.ClickException as exc:
+        exc.show()
+        code = exc.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        code = 128 + signal.SIGINT
+    except BrokenPipeError:
+        code = _after_broken_pipe()
+    except MemoryError:
+        code = _fail("found too little memory, expected more; close other programs or use a larger machine", 2)
+    except Exception as exc:  # noqa: BLE001 - the last place that can tell a bug from a refusal
+        code = _fail_full_disk(exc) if _is_full_disk(exc) else _fail_unexpectedly(exc)
+    return code
+
+
+def _is_full_disk(exc: Exception) -> bool:
+    return isinstance(exc, OSError) and exc.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def _fail_full_disk(exc: Exception) -> int:
+    place = getattr(exc, "filename", None)
+    while_writing = f" while writing {place!r}" if place else ""
+    return _fail(f"found the disk full{while_writing}, expected room; make some and run the command again", 2)
+
+
+def _fail(message: str, code: int) -> int:
+    # A message may quote names from files; it must stay one line and must not steer the terminal.
+    line = " ".join(message.split())
+    printable = "".join(char if char.isprintable() else repr(char)[1:-1] for char in line)
+    with suppress(OSError):
+        click.echo(f"error: {printable}", err=True)
+    return code
+
+
+def _fail_unexpectedly(exc: Exception) -> int:
+    with suppress(OSError):
+        click.echo("".join(traceback.format_exception(exc)), err=True, nl=False)
+    return _fail(f"unexpected {type(exc).__name__}: {exc}; {_REPORT}", 1)
+
+
+def _after_broken_pipe() -> int:
+    # The reader (`| head`) has seen enough. Python would fail once more when it flushes at exit.
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 1
+
+
+@contextmanager
+def _signals_as_exits() -> Iterator[None]:
+    """Let signals that end the process unwind the stack first, so that temporary files are removed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    previous = {number: signal.getsignal(number) for number in (getattr(signal, name) for name in names)}
+
+    def leave(number: int, _: FrameType | None) -> NoReturn:
+        # Further signals would interrupt the cleaning up; a hard kill remains possible.
+        for other in previous:
+            signal.signal(other, signal.SIG_IGN)
+        raise SystemExit(128 + number)
+
+    for number, handler in previous.items():
+        # One that is ignored already (nohup, background jobs) stays so.
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, leave)
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            # None stands for a handler that was not installed from Python and cannot be put back.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)

@@ -1,0 +1,37 @@
+"""`masksam-deploy pack`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from masksam_deploy.archive import pack as pack_bundle
+
+_SUFFIX = ".masksam"
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="File to write; NAME.masksam.zip beside the bundle if not given.",
+)
+@click.option("--force", is_flag=True, help="Replace a file that is already there.")
+def pack(bundle: Path, output: Path | None, force: bool) -> None:
+    """Put a bundle into one file.
+
+    The bundle is verified first. The same bundle always gives the same bytes. Engines, which belong to one
+    machine, are left out.
+    """
+    target = output or default_target(bundle)
+    pack_bundle(bundle, target, force=force)
+    click.echo(f"{target}: {target.stat().st_size:,} bytes")
+
+
+def default_target(bundle: Path) -> Path:
+    """`NAME.masksam.zip` beside the bundle."""
+    directory = bundle if bundle.name not in ("", "..") else bundle.resolve()
+    return directory.with_name(f"{directory.name.removesuffix(_SUFFIX)}{_SUFFIX}.zip")

@@ -1,0 +1,56 @@
+"""What can go wrong, one type per kind of failure.
+
+Every message says what was found, what was expected and what to do, on one line. The command line prints
+it and exits with `exit_code`; a library user catches `MaskSamError`.
+"""
+
+from __future__ import annotations
+
+
+class MaskSamError(Exception):
+    """Base of every error that masksam-deploy raises on purpose."""
+
+    exit_code = 2
+
+
+class ScanError(MaskSamError):
+    """A scan cannot be read, or is not a 3D grid of finite numbers."""
+
+
+class OutputError(MaskSamError):
+    """A result cannot be written."""
+
+
+class BundleError(MaskSamError):
+    """A bundle is missing, damaged, inconsistent or of an unknown version."""
+
+
+class MemoryLimitError(MaskSamError):
+    """The work would need more memory than allowed."""
+
+
+class BackendError(MaskSamError):
+    """An inference runtime is unavailable, or refuses a graph."""
+
+
+class MissingDependencyError(MaskSamError):
+    """An optional dependency is not installed."""
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(
+            f"{purpose} needs '{package}', which is not installed; needs: pip install 'masksam-deploy[{extra}]'"
+        )
+
+
+class CheckpointError(MaskSamError):
+    """A checkpoint cannot be read safely, or does not describe a MaskSAM."""
+
+
+class ExportError(MaskSamError):
+    """A checkpoint cannot be turned into a bundle."""
+
+
+class ParityError(ExportError):
+    """Exported graphs disagree with the network they came from."""
+
+    exit_code = 3

@@ -1,0 +1,105 @@
+"""What one segmentation was: the labels found, how, with what, and how long it took."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from masksam_deploy.manifest import Labels
+from masksam_deploy.volume import Volume
+
+
+@dataclass(frozen=True)
+class LabelVolume:
+    """One label of a result, also when it was not found."""
+
+    value: int
+    name: str
+    voxels: int
+    volume_ml: float
+
+
+@dataclass
+class Report:
+    """Everything about one run, for people and machines.
+
+    Attributes:
+        bundle: its name, the SHA-256 of its manifest (which names every byte of it) and of its checkpoint.
+        scan: geometry of the scan, LPS, and of the network's grid.
+        settings: what was chosen, and what ran each graph.
+        labels: in the order of the bundle's classes.
+        timings_s: seconds per stage.
+        versions: of the software that took part.
+        files: inputs and outputs with their SHA-256, filled by the command line.
+    """
+
+    bundle: dict[str, Any]
+    scan: dict[str, Any]
+    settings: dict[str, Any]
+    labels: list[LabelVolume]
+    timings_s: dict[str, float]
+    versions: dict[str, str]
+    files: dict[str, Any] = field(default_factory=dict)
+    schema_version: str = "1.0"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return asdict(self)
+
+
+class Stopwatch:
+    """Sums seconds by stage."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time the body of a `with`."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.add(name, time.perf_counter() - started)
+
+    def add(self, name: str, seconds: float) -> None:
+        """Add to a stage."""
+        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+
+    def rounded(self) -> dict[str, float]:
+        """Seconds by stage, to the millisecond."""
+        return {name: round(value, 3) for name, value in self.seconds.items()}
+
+
+def measure_labels(result: Volume, labels: Labels) -> list[LabelVolume]:
+    """Count voxels and millilitres of every label value; 0 (background) only if it is a class."""
+    counts = np.bincount(result.array.ravel(), minlength=1)
+    voxel = result.geometry.voxel_volume_ml
+    names: dict[int, str] = {}
+    for label in labels.classes:  # regions may paint the same value: the first name stands
+        names.setdefault(label.value, label.name)
+    voxels = {value: int(counts[value]) if value < len(counts) else 0 for value in names}
+    return [LabelVolume(v, name, voxels[v], round(voxels[v] * voxel, 6)) for v, name in names.items()]
+
+
+def runtime_versions() -> dict[str, str]:
+    """Python and the packages that decide the result."""
+    import SimpleITK
+
+    from masksam_deploy import __version__
+    from masksam_deploy.backends.onnxruntime import runtime_version
+
+    return {
+        "masksam-deploy": __version__,
+        "onnxruntime": runtime_version(),
+        "numpy": np.__version__,
+        "SimpleITK": SimpleITK.Version_VersionString(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+    }

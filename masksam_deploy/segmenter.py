@@ -1,0 +1,177 @@
+"""The whole walk: a scan in, a label map on the scan's own grid out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from math import prod
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from masksam_deploy.backends import Device, open_chain
+from masksam_deploy.bundle import Bundle
+from masksam_deploy.memory import require
+from masksam_deploy.postprocess import labels_from_scores
+from masksam_deploy.preprocess import ScanFrame, preprocess, scan_frame
+from masksam_deploy.report import Report, Stopwatch, measure_labels, runtime_versions
+from masksam_deploy.sliding_window import Accumulator, padded_shape, stream_scores, window_count
+from masksam_deploy.volume import Volume
+
+Progress = Callable[[int, int], None]
+
+
+class Segmentation(NamedTuple):
+    """A label map `[Z, Y, X]` on the scan's grid, and the report about it."""
+
+    labels: Volume
+    report: Report
+
+
+class Segmenter:
+    """A loaded bundle, ready to segment any number of scans.
+
+    Use it as a context manager, or call `close()`. It holds no state between calls.
+
+    Args:
+        bundle: a verified bundle, or where one lies.
+        device: `cpu` or `cuda`; what is asked for is used, or there is an error.
+        tta: average over mirrored windows, along the axes that the bundle allows.
+        accumulator: `float32`, or `float16` to repeat the official arithmetic to the bit.
+        step: distance between windows as a share of the patch.
+        threads: for the network; by default all cores.
+        max_ram: bytes that a scan may take besides the network.
+
+    Raises:
+        BundleError: the bundle is damaged.
+        BackendError: the device is not available or refuses a graph.
+        MissingDependencyError: no runtime is installed.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle | str | Path,
+        *,
+        device: Device = "cpu",
+        tta: bool = True,
+        accumulator: Accumulator = "float32",
+        step: float = 0.5,
+        threads: int | None = None,
+        max_ram: int | None = None,
+    ) -> None:
+        self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
+        self.mirror_axes = self.bundle.manifest.mirror_axes if tta else ()
+        self._accumulator = accumulator
+        self._step = step
+        self._max_ram = max_ram
+        self._device = device
+        started = time.perf_counter()
+        self._network = open_chain(self.bundle, device=device, threads=threads)
+        self._load_seconds = time.perf_counter() - started
+
+    def __call__(self, scan: Volume, progress: Progress | None = None) -> Segmentation:
+        """Segment one scan.
+
+        Args:
+            scan: intensities as stored, `[C, Z, Y, X]` or `[Z, Y, X]`; not modified.
+            progress: called with (done, total) network runs.
+
+        Raises:
+            ScanError: the scan does not fit the model.
+            MemoryLimitError: it would need more than `max_ram`.
+            BackendError: the network failed.
+        """
+        spec, labels = self.bundle.manifest.preprocessing, self.bundle.manifest.labels
+        watch = Stopwatch()
+        watch.add("load_network", self._load_seconds)
+        with watch.stage("preprocess"):
+            frame = scan_frame(scan, spec)
+            require(self._memory(scan, frame), self._max_ram, "this scan")
+            prepared = preprocess(scan, spec, frame)
+        started = time.perf_counter()
+        scores = stream_scores(
+            prepared.data,
+            self.bundle.patch_size,
+            lambda window: self._predict(window, watch),
+            mirror_axes=self.mirror_axes,
+            accumulator=self._accumulator,
+            classes=self.bundle.classes,
+            step=self._step,
+            progress=progress,
+        )
+        array = labels_from_scores(scores, frame, spec.resample_scores, labels)
+        # Accumulating, resampling back and deciding are interleaved with the network, plane by plane.
+        watch.add("accumulate_and_label", time.perf_counter() - started - watch.seconds.get("network", 0.0))
+        result = Volume(array, scan.geometry)
+        with watch.stage("measure"):
+            measured = measure_labels(result, labels)
+        return Segmentation(
+            result,
+            Report(
+                bundle=self._bundle_facts(),
+                scan=self._scan_facts(scan, frame),
+                settings=self._settings(),
+                labels=measured,
+                timings_s=watch.rounded(),
+                versions=runtime_versions(),
+            ),
+        )
+
+    def close(self) -> None:
+        """Free the network."""
+        self._network.close()
+
+    def __enter__(self) -> Segmenter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _predict(self, window: NDArray[np.float32], watch: Stopwatch) -> NDArray[np.float32]:
+        with watch.stage("network"):
+            return self._network(window)
+
+    def _memory(self, scan: Volume, frame: ScanFrame) -> int:
+        """Bytes that the scan path holds at its widest, the network's own memory not counted."""
+        channels, voxels = len(scan.channels_czyx), prod(scan.geometry.shape_zyx)
+        network_voxels = prod(frame.network_shape)
+        patch = self.bundle.patch_size
+        _, height, width = padded_shape(frame.network_shape, patch)
+        rolling_scores: int = 3 * 4 * self.bundle.classes * patch[0] * height * width
+        return 4 * channels * (voxels + network_voxels) + 5 * voxels + rolling_scores
+
+    def _bundle_facts(self) -> dict[str, object]:
+        manifest = self.bundle.manifest
+        return {
+            "name": manifest.name,
+            "manifest_sha256": self.bundle.sha256,
+            "source_sha256": manifest.provenance.source_sha256,
+        }
+
+    def _scan_facts(self, scan: Volume, frame: ScanFrame) -> dict[str, object]:
+        geometry = scan.geometry
+        return {
+            "channels": scan.channels_czyx.shape[0],
+            "size_xyz": list(geometry.size_xyz),
+            "spacing_xyz_mm": list(geometry.spacing_xyz),
+            "origin_lps_mm": list(geometry.origin_lps),
+            "direction_lps": list(geometry.direction_lps),
+            "network_shape": list(frame.network_shape),
+            "network_spacing_mm": list(frame.network_spacing),
+            "windows": window_count(frame.network_shape, self.bundle.patch_size, self._step),
+        }
+
+    def _settings(self) -> dict[str, object]:
+        return {
+            "device": self._device,
+            "providers": self._network.providers,
+            "precision": "float32",
+            "accumulator": self._accumulator,
+            "mirror_axes": list(self.mirror_axes),
+            "step": self._step,
+        }

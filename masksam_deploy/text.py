@@ -1,0 +1,37 @@
+"""Turning paths, header text and ITK's C++ messages into something that fits one line."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+_NOISE = (
+    re.compile(r"Exception thrown in SimpleITK \w+:"),
+    re.compile(r"\S+\.(?:cxx|hxx|h|txx|cpp|cc):\d+:"),
+    re.compile(r"(?:itk::|ITK |sitk::)ERROR:"),
+    re.compile(r"\w+\(0x[0-9a-fA-F]+\):"),
+    re.compile(r"\[nrrd\] \w+:"),
+    # ITK appends errno of some earlier, unrelated call.
+    re.compile(r"Reason: .*"),
+)
+
+
+def one_line(text: str, limit: int = 160) -> str:
+    """`text` without control characters and undecodable bytes, white space collapsed, cut at `limit`."""
+    clean = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    clean = clean.encode("utf-8", "replace").decode("utf-8")
+    return clean if len(clean) <= limit else clean[: limit - 3] + "..."
+
+
+def shown(path: str | Path) -> str:
+    """A path for a message: on one line, never cut."""
+    return one_line(str(path), limit=10_000)
+
+
+def itk_reason(error: BaseException) -> str:
+    """The last thing an ITK error says, without source files, addresses and line breaks."""
+    text = str(error)
+    for pattern in _NOISE:
+        text = pattern.sub("\n", text)
+    lines = [line.strip() for line in text.splitlines() if line.strip(" \t:;.")]
+    return one_line(lines[-1]) if lines else type(error).__name__

@@ -1,0 +1,49 @@
+"""The stored official networks: weights, input, every intermediate and output."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from masksam_export.model import MaskSAM
+from masksam_export.weights import config_from_shapes
+from numpy.typing import NDArray
+from torch import Tensor
+
+NETWORK = Path(__file__).parents[1] / "data" / "network"
+NAMES = ("tiny_acdc", "tiny_p512")
+
+
+@dataclass(frozen=True)
+class Golden:
+    """One stored network."""
+
+    arrays: dict[str, NDArray[np.float32]]
+    facts: dict[str, Any]
+    weights: dict[str, Tensor]
+
+    @classmethod
+    def read(cls, name: str) -> Golden:
+        with np.load(NETWORK / f"{name}.npz") as archive:
+            arrays = dict(archive)
+        aliases = json.loads(str(arrays["aliases_json"]))
+        order = json.loads(str(arrays["key_order_json"]))
+        weights = {key: torch.from_numpy(arrays[aliases.get(key, key)]) for key in order}
+        return cls(arrays, json.loads(str(arrays["config_json"])), weights)
+
+    def model(self) -> MaskSAM:
+        """The network with the stored weights, loaded as any torch user would."""
+        model = MaskSAM(config_from_shapes({name: tuple(t.shape) for name, t in self.weights.items()}))
+        model.load_state_dict(self.weights, strict=True)
+        return model.eval().requires_grad_(False)
+
+    def expected(self, key: str, like: Tensor) -> tuple[Tensor, NDArray[np.float32]]:
+        """`like`, subsampled as the stored array is, and the stored array."""
+        for suffix, step in (("", 1), ("_s2", 2), ("_s4", 4)):
+            if key + suffix in self.arrays:
+                return like[..., ::step, ::step], self.arrays[key + suffix]
+        raise KeyError(key)

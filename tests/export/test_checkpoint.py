@@ -1,0 +1,245 @@
+"""Checkpoints: the official forms load, everything hostile or inconsistent is refused with its name."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from masksam_export.checkpoint import SAFE_GLOBALS, TrainedMaskSAM, load_checkpoint
+
+from masksam_deploy.errors import CheckpointError
+
+Edit = Callable[[dict[str, Any]], None]
+ALIAS = "image_decoder_skips.0.1.convs.0.all_modules.0.weight"
+SOME_WEIGHT = "sam_model.image_encoder.blocks.0.norm1.weight"
+
+
+@pytest.fixture(scope="module")
+def official(cardiac_case: Path) -> Path:
+    return cardiac_case / "checkpoint_final.pth"
+
+
+@pytest.fixture
+def content(official: Path) -> dict[str, Any]:
+    """The official checkpoint as Python objects, to be edited and saved again."""
+    with torch.serialization.safe_globals(SAFE_GLOBALS):
+        return dict(torch.load(official, map_location="cpu", weights_only=True))
+
+
+def saved(content: Any, folder: Path) -> Path:
+    path = folder / "checkpoint.pth"
+    torch.save(content, path)
+    return path
+
+
+def refusal(path: Path, **options: Any) -> str:
+    with pytest.raises(CheckpointError) as caught:
+        load_checkpoint(path, **options)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_official_checkpoint_loads_with_everything_inferred(official: Path) -> None:
+    trained = load_checkpoint(official)
+    assert trained.config.variant == "p256"
+    assert trained.config.input_shape == (1, 4, 128, 128)
+    assert trained.mirror_axes == (0, 1, 2)
+    assert [label.name for label in trained.labels.classes] == ["background", "RV", "MLV", "LVC"]
+    assert trained.preprocessing.spacing == (6.35, 2.2, 2.2)
+    assert any("4 queries" in note or "5 queries" in note for note in trained.notes)
+    assert not trained.model.training
+
+
+def test_checkpoint_of_a_gpu_box_with_numpy_1_loads_the_same(official: Path, tmp_path: Path) -> None:
+    old = tmp_path / "old.pth"
+    with zipfile.ZipFile(official) as source, zipfile.ZipFile(old, "w", zipfile.ZIP_STORED) as target:
+        for name in source.namelist():
+            data = source.read(name)
+            if name.endswith("data.pkl"):
+                data = data.replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
+                data = data.replace(b"X\x03\x00\x00\x00cpu", b"X\x06\x00\x00\x00cuda:0")
+                assert b"cuda:0" in data
+                assert b"numpy.core" in data
+            target.writestr(name, data)
+    assert weights(load_checkpoint(old)).keys() == weights(load_checkpoint(official)).keys()
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+def test_prefixes_of_wrappers_are_stripped(content: dict[str, Any], tmp_path: Path, prefix: str) -> None:
+    content["network_weights"] = OrderedDict((prefix + k, v) for k, v in content["network_weights"].items())
+    assert load_checkpoint(saved(content, tmp_path)).config.variant == "p256"
+
+
+def test_plain_state_dict_loads_with_plans_and_dataset(
+    content: dict[str, Any], cardiac_case: Path, tmp_path: Path
+) -> None:
+    plans, dataset = cardiac_case / "plans.json", cardiac_case / "dataset.json"
+    path = saved(content["network_weights"], tmp_path)
+    trained = load_checkpoint(path, plans=plans, dataset=dataset)
+    assert trained.mirror_axes == ()
+    assert any("--mirror-axes" in note for note in trained.notes)
+    assert load_checkpoint(path, plans=plans, dataset=dataset, mirror_axes=(1, 2)).mirror_axes == (1, 2)
+
+
+def test_plain_state_dict_without_plans_says_what_to_pass(content: dict[str, Any], tmp_path: Path) -> None:
+    message = refusal(saved(content["network_weights"], tmp_path))
+    assert "--plans" in message
+    assert "--dataset" in message
+
+
+def test_half_precision_weights_become_float32(content: dict[str, Any], tmp_path: Path) -> None:
+    content["network_weights"] = {k: v.half() for k, v in content["network_weights"].items()}
+    trained = load_checkpoint(saved(content, tmp_path))
+    assert {parameter.dtype for parameter in trained.model.parameters()} == {torch.float32}
+
+
+class RunsCode:
+    """What a malicious pickle does: call anything on loading."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (self.marker,))
+
+
+def test_code_in_a_checkpoint_is_named_and_never_run(content: dict[str, Any], tmp_path: Path) -> None:
+    marker = tmp_path / "was-here"
+    content["logging"] = RunsCode(marker)
+    message = refusal(saved(content, tmp_path))
+    assert "pathlib" in message
+    assert "network_weights" in message  # what to do instead
+    assert not marker.exists()
+
+
+def test_a_bare_pickle_is_refused_and_never_run(tmp_path: Path) -> None:
+    marker, path = tmp_path / "was-here", tmp_path / "bare.pth"
+    path.write_bytes(pickle.dumps(RunsCode(marker), protocol=2))
+    refusal(path)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("size", [0, 1, 100, 10_000, 1_000_000])
+def test_truncated_checkpoints_are_refused(official: Path, tmp_path: Path, size: int) -> None:
+    path = tmp_path / "cut.pth"
+    path.write_bytes(official.read_bytes()[:size])
+    assert "cut.pth" in refusal(path)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(garbage=st.binary(max_size=400))
+def test_garbage_is_refused(garbage: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "garbage.pth"
+    path.write_bytes(garbage)
+    refusal(path)
+
+
+def test_missing_file_is_refused(tmp_path: Path) -> None:
+    assert "not a file" in refusal(tmp_path / "nothing.pth")
+
+
+def set_weight(name: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Edit:
+    def edit(content: dict[str, Any]) -> None:
+        content["network_weights"][name] = change(content["network_weights"][name].clone())
+
+    return edit
+
+
+def set_plan(**values: Any) -> Edit:
+    return lambda content: content["init_args"]["plans"]["configurations"]["3d_fullres"].update(values)
+
+
+def set_dataset(**values: Any) -> Edit:
+    return lambda content: content["init_args"]["dataset_json"].update(values)
+
+
+def with_nan(tensor: torch.Tensor) -> torch.Tensor:
+    tensor[0] = float("nan")
+    return tensor
+
+
+@pytest.mark.parametrize(
+    ("edit", "expected"),
+    [
+        (lambda c: c["network_weights"].pop(SOME_WEIGHT), ["missing", SOME_WEIGHT]),
+        (lambda c: c["network_weights"].pop(ALIAS), ["missing", ALIAS]),
+        (lambda c: c["network_weights"].update(extra=torch.zeros(1)), ["unexpected", "extra"]),
+        (set_weight(SOME_WEIGHT, lambda t: t[:-1]), ["wrong shape", SOME_WEIGHT, "[31]", "[32]"]),
+        (set_weight(SOME_WEIGHT, with_nan), ["NaN", SOME_WEIGHT]),
+        (set_weight(SOME_WEIGHT, lambda t: t / 0), ["infinite", SOME_WEIGHT]),
+        (set_weight(ALIAS, lambda t: t + 1), ["tied copies that differ", ALIAS]),
+        (set_weight(SOME_WEIGHT, lambda t: t.to(torch.int32)), ["int32", SOME_WEIGHT]),
+        (set_weight(SOME_WEIGHT, lambda t: torch.zeros(1).expand(10**12)), ["larger than the data", SOME_WEIGHT]),
+        (lambda c: c.update(network_weights={}), ["network_weights"]),
+        (lambda c: c.update(network_weights={"a": "text"}), ["no tensors"]),
+        (lambda c: c["init_args"].pop("plans"), ["--plans"]),
+        (lambda c: c["init_args"].update(configuration="2d"), ["'2d'", "3d_fullres"]),
+        (lambda c: c.update(inference_allowed_mirroring_axes=(0, 7)), ["mirror axes", "7"]),
+        (set_plan(patch_size=[8, 128, 128]), ["patch is [8, 128, 128]", "[4, 128, 128]"]),
+        (set_plan(spacing=[1.0, -1.0, 1.0]), ["spacing"]),
+        (set_plan(spacing="wide"), ["spacing"]),
+        (set_plan(normalization_schemes=["Mystery"]), ["normalization_schemes"]),
+        (set_plan(normalization_schemes=["CTNormalization"], use_mask_for_norm=[]), ["different lengths"]),
+        (set_plan(resampling_fn_data="resample_torch_fornnunet"), ["resample_torch_fornnunet"]),
+        (set_plan(preprocessor_name="ResEncPreprocessor"), ["ResEncPreprocessor"]),
+        (set_plan(previous_stage="3d_lowres"), ["cascade"]),
+        (set_plan(resampling_fn_data_kwargs={"order": 5}), ["order"]),
+        (set_plan(inherits_from="3d_fullres"), ["3d_fullres"]),
+        (lambda c: c["init_args"]["plans"].update(transpose_forward=[0, 0, 2]), ["permutation"]),
+        (lambda c: c["init_args"]["plans"].update(image_reader_writer="NibabelIOWithReorient"), ["Reorient"]),
+        (set_dataset(channel_names={"0": "T1", "1": "T2"}), ["2 channels"]),
+        (set_dataset(channel_names={}), ["channel_names"]),
+        (set_dataset(labels={"background": 0, "heart": 1}), ["2 classes", "4"]),
+        (set_dataset(labels={"background": 0, "a": 1, "b": 2, "c": 5}), ["without gaps"]),
+        (set_dataset(labels="all"), ["labels"]),
+    ],
+)
+def test_each_inconsistency_is_named(content: dict[str, Any], tmp_path: Path, edit: Edit, expected: list[str]) -> None:
+    edit(content)
+    message = refusal(saved(content, tmp_path))
+    assert all(text in message for text in expected), message
+
+
+def test_ignore_label_is_no_class(content: dict[str, Any], tmp_path: Path) -> None:
+    content["init_args"]["dataset_json"]["labels"]["ignore"] = 4
+    assert len(load_checkpoint(saved(content, tmp_path)).labels.classes) == 4
+
+
+def test_regions_paint_in_their_order(content: dict[str, Any], tmp_path: Path) -> None:
+    set_dataset(
+        labels={"background": 0, "whole": [1, 2, 3, 4], "core": [2, 3], "a": [3], "b": 4},
+        regions_class_order=[1, 2, 3, 4],
+    )(content)
+    labels = load_checkpoint(saved(content, tmp_path)).labels
+    assert labels.decision == "regions"
+    assert [(label.name, label.value) for label in labels.classes] == [("whole", 1), ("core", 2), ("a", 3), ("b", 4)]
+
+
+def test_configuration_inherits_from_its_parent(content: dict[str, Any], tmp_path: Path) -> None:
+    configurations = content["init_args"]["plans"]["configurations"]
+    configurations["child"] = {"inherits_from": "3d_fullres", "spacing": [7.0, 2.0, 2.0]}
+    trained = load_checkpoint(saved(content, tmp_path), configuration="child")
+    assert trained.preprocessing.spacing == (7.0, 2.0, 2.0)
+
+
+def test_plans_file_that_is_no_json_is_refused(content: dict[str, Any], tmp_path: Path, cardiac_case: Path) -> None:
+    bad = tmp_path / "plans.json"
+    bad.write_text("{")
+    path = saved(content["network_weights"], tmp_path)
+    assert "plans.json" in refusal(path, plans=bad, dataset=cardiac_case / "dataset.json")
+    bad.write_text(json.dumps([1]))
+    assert "plans" in refusal(path, plans=bad, dataset=cardiac_case / "dataset.json")
+
+
+def weights(trained: TrainedMaskSAM) -> dict[str, torch.Tensor]:
+    return trained.model.state_dict()
