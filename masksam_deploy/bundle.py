@@ -42,11 +42,13 @@ class Bundle:
         path: the directory.
         manifest: its parsed `manifest.json`.
         sha256: of `manifest.json`; with the hashes in there it stands for every byte of the bundle.
+        verified: whether the files' hashes were checked; only then may the bundle be used for inference.
     """
 
     path: Path
     manifest: Manifest
     sha256: str
+    verified: bool
 
     @classmethod
     def load(cls, path: str | Path, *, verify: bool = True) -> Bundle:
@@ -74,7 +76,7 @@ class Bundle:
                 f"{path}: found a bundle that cannot be read ({exc.strerror}: {shown(exc.filename)}), "
                 "expected readable files; check the permissions and the disk"
             ) from exc
-        return cls(directory, manifest, hashlib.sha256(data).hexdigest())
+        return cls(directory, manifest, hashlib.sha256(data).hexdigest(), verified=verify)
 
     def graph_path(self, name: str) -> Path:
         """Where the ONNX file of the graph `name` lies.

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from masksam_deploy.backends import Device, open_chain
 from masksam_deploy.bundle import Bundle
+from masksam_deploy.errors import BundleError
 from masksam_deploy.memory import require
 from masksam_deploy.postprocess import labels_from_scores
 from masksam_deploy.preprocess import ScanFrame, preprocess, scan_frame
@@ -63,6 +64,8 @@ class Segmenter:
         max_ram: int | None = None,
     ) -> None:
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
+        if not self.bundle.verified:
+            raise BundleError(f"'{self.bundle.path}' was loaded without checking its hashes; load it with verify=True")
         self.mirror_axes = self.bundle.manifest.mirror_axes if tta else ()
         self._accumulator = accumulator
         self._step = step

@@ -104,7 +104,7 @@ def _allocate(shape_czyx: tuple[int, ...], name: str, max_voxels: int | None) ->
     if max_voxels is not None and voxels > max_voxels:
         raise MemoryLimitError(
             f"{name}: found {voxels} voxels ({times(shape_czyx)}), expected at most {max_voxels}; crop or resample the "
-            "scan, or raise the limit"
+            "scan, or raise the limit (--max-ram)"
         )
     try:
         return np.empty(shape_czyx, dtype=np.float32)

@@ -182,7 +182,7 @@ def nudge(path: Path, weight: str) -> None:
     model = onnx.load(path)
     (found,) = (value for value in model.graph.initializer if value.name.endswith(weight))
     values = onnx.numpy_helper.to_array(found).copy()
-    values.flat[0] += 0.05
+    values.flat[-1] += 0.05
     found.CopyFrom(onnx.numpy_helper.from_array(values, found.name))
     onnx.save(model, path)
 
