@@ -145,7 +145,7 @@ def write_bundle(staging: Path, manifest: Manifest, target: Path, *, force: bool
             "ones; correct what is exported"
         )
     move_into_place(staging, target, force=force)
-    return replace(bundle, path=target)
+    return replace(bundle, path=target, verified=True)  # hashed a moment ago
 
 
 @contextmanager

@@ -39,7 +39,7 @@ def run_export(
             checkpoint, plans=plans, dataset=dataset, configuration=configuration, mirror_axes=mirror_axes
         )
         for note in trained.notes:
-            console.print(note)
+            console.print(note, soft_wrap=True)
         bundle = export_bundle(trained, target, force=force, progress=step)
     seconds = time.perf_counter() - started
     if as_json:

@@ -36,10 +36,9 @@ TIE_MARGIN = 1e-4
 """Scores closer than this are a tie: ten times the float32 noise, a tenth of the tolerance."""
 FEATURE_TOLERANCE = 1e-3
 """Of the largest reference value (at least 1), on the ports inside the chain."""
-MASK_TIE = 1e-5
-"""Distance of a mask probability from one half within which rounding decides."""
-BOX_TIE = 1e-3
-"""Distance of a box edge from a whole pixel within which rounding decides, in pixels."""
+TIE = 1e-4
+"""Distance of a mask probability from one half, or of a box edge from a whole pixel (as a share of the side),
+within which rounding decides: what `FEATURE_TOLERANCE` on a logit leaves after a sigmoid, and less."""
 BATCH_CHECK_LIMIT = 50_000_000
 """Parameters. Larger networks are not also run with two windows in one batch: that doubles the memory."""
 
@@ -54,7 +53,7 @@ class Reference:
     nearest_mask_distance: Float
     """Smallest distance over all pixels of a mask, `[B, T, Q]`; decides boxes."""
     box_distance: Float
-    """Of each box edge from the next whole pixel, `[B, T, Q, 4]`, in pixels."""
+    """Of each box edge from the next whole pixel, over the side, `[B, T, Q, 4]`."""
 
 
 @dataclass
@@ -110,7 +109,7 @@ def reference_outputs(model: MaskSAM, image: Float) -> Reference:
             },
             mask_distance=_numpy(distance[..., ::step, ::step].reshape(*lead, *masks.shape[-2:])),
             nearest_mask_distance=_numpy(distance.amin(dim=(-2, -1)).reshape(lead)),
-            box_distance=_numpy((pixels - pixels.round()).abs().reshape(*lead, 4)),
+            box_distance=_numpy((pixels - pixels.round()).abs().reshape(*lead, 4) / config.patch_side),
         )
 
 
@@ -184,8 +183,8 @@ def _judge_prompts(check: _Check, outputs: Mapping[str, Float]) -> None:
     reference = check.reference
     flipped = outputs["mask_prompts"] != reference.ports["mask_prompts"]
     moved = outputs["box_prompts"] != reference.ports["box_prompts"]
-    wrong_masks = flipped & ~(reference.mask_distance <= MASK_TIE)
-    may_move = (reference.box_distance <= BOX_TIE) | (reference.nearest_mask_distance <= MASK_TIE)[..., None]
+    wrong_masks = flipped & ~(reference.mask_distance <= TIE)
+    may_move = (reference.box_distance <= TIE) | (reference.nearest_mask_distance <= TIE)[..., None]
     wrong_boxes = moved & ~may_move
     check.tied = bool(flipped.any() or moved.any())
     check.figures["tied_mask_pixels"] = int(flipped.sum())

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from masksam_export.model import MaskSAM
-from masksam_export.weights import config_from_shapes
 from numpy.typing import NDArray
 from torch import Tensor
+
+from masksam_export.model import MaskSAM
+from masksam_export.weights import config_from_shapes
 
 NETWORK = Path(__file__).parents[1] / "data" / "network"
 NAMES = ("tiny_acdc", "tiny_p512")

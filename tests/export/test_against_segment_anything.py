@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
+
 from masksam_export.config import ModelConfig
 from masksam_export.model import MaskSAM
 from masksam_export.model.depth_adapter import DepthConvAdapter, DepthMlpAdapter
 from masksam_export.official import ACDC, AMOS
-from torch import Tensor, nn
 
 TOLERANCE = 1e-5  # the same float32 operations, some in another order
 

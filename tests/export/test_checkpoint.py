@@ -14,9 +14,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from masksam_export.checkpoint import SAFE_GLOBALS, TrainedMaskSAM, load_checkpoint
 
 from masksam_deploy.errors import CheckpointError
+from masksam_export.checkpoint import SAFE_GLOBALS, TrainedMaskSAM, load_checkpoint
 
 Edit = Callable[[dict[str, Any]], None]
 ALIAS = "image_decoder_skips.0.1.convs.0.all_modules.0.weight"

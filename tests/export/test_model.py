@@ -10,13 +10,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+
 from masksam_export.config import ModelConfig
 from masksam_export.model import MaskSAM
 from masksam_export.model.masksam import Predictions
 from masksam_export.official import ACDC, AMOS, SYNAPSE
 from masksam_export.weights import config_from_shapes
-from torch import Tensor
-
 from tests.export.golden import NAMES, NETWORK, Golden
 
 # float32 against float64 is off by up to 5.4e-5 in these networks; a wrong epsilon moves logits by 1e-4 and more.

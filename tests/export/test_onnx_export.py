@@ -13,16 +13,16 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+
+from masksam_deploy.bundle import Bundle
+from masksam_deploy.errors import ExportError, OutputError, ParityError
+from masksam_deploy.manifest import Graph, Labels, Port, Preprocessing
 from masksam_export.checkpoint import TrainedMaskSAM, load_checkpoint
 from masksam_export.config import ModelConfig
 from masksam_export.graphs import graph_parts
 from masksam_export.model import MaskSAM
 from masksam_export.official import ACDC
 from masksam_export.onnx_export import FORBIDDEN_OPS, check_graph, export_bundle, export_graphs
-
-from masksam_deploy.bundle import Bundle
-from masksam_deploy.errors import ExportError, OutputError, ParityError
-from masksam_deploy.manifest import Graph, Labels, Port, Preprocessing
 from tests.export.golden import NAMES, Golden
 from tests.export.test_model import variations
 
@@ -39,15 +39,6 @@ def run_chain(directory: Path, image: np.ndarray) -> dict[str, np.ndarray]:
         outputs = [port.name for port in session.get_outputs()]
         tensors.update(zip(outputs, session.run(outputs, feeds), strict=True))
     return tensors
-
-
-@pytest.fixture(scope="module")
-def golden_graphs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The stored official networks, exported once."""
-    folders = {name: tmp_path_factory.mktemp(name) for name in NAMES}
-    for name, folder in folders.items():
-        export_graphs(Golden.read(name).model(), folder)
-    return folders
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -195,7 +186,7 @@ def test_existing_bundle_is_kept_unless_forced(cardiac_bundle: Path, cardiac_cas
 
 
 def tiny_graph(path: Path, op: str) -> tuple[Port, Port]:
-    shape = ["B", 4]
+    shape: list[str | int | None] = ["B", 4]
     values = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name in ("x", "y")]
     node = onnx.helper.make_node(op, ["x"], ["y"])
     graph = onnx.helper.make_graph([node], "tiny", values[:1], values[1:])

@@ -1,0 +1,122 @@
+"""What the export's own verification forgives, and what it does not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from masksam_deploy.errors import ParityError
+from masksam_deploy.manifest import Graph
+from masksam_export.graphs import graph_parts
+from masksam_export.model import MaskSAM
+from masksam_export.verify import Reference, example_inputs, reference_outputs, verify_chain
+from tests.export.golden import Golden
+
+
+@pytest.fixture(scope="module")
+def model() -> MaskSAM:
+    return Golden.read("tiny_acdc").model()
+
+
+@pytest.fixture(scope="module")
+def graphs(model: MaskSAM) -> tuple[Graph, ...]:
+    with graph_parts(model) as parts:
+        return tuple(Graph(name=p.name, file=f"{p.name}.onnx", inputs=p.inputs, outputs=p.outputs) for p in parts)
+
+
+@pytest.fixture(scope="module")
+def reference(model: MaskSAM) -> Reference:
+    return reference_outputs(model, example_inputs(model.config)["structured"])
+
+
+def with_other_prompts(
+    model: MaskSAM, reference: Reference, *, mask: Any = None, box: float = 0.0, **distances: Any
+) -> Reference:
+    """A reference whose own rounding went the other way at one mask pixel or one box edge."""
+    ports = {name: array.copy() for name, array in reference.ports.items()}
+    if mask is not None:
+        ports["mask_prompts"][mask] = 1 - ports["mask_prompts"][mask]
+    ports["box_prompts"][0, 0, 0, 0] += box
+    with torch.inference_mode():
+        logits, masks = model.decode(
+            torch.from_numpy(ports["embedding"]).flatten(0, 1),
+            torch.from_numpy(ports["mask_prompts"]).flatten(0, 2)[:, None],
+            torch.from_numpy(ports["box_prompts"]).reshape(-1, 4),
+            torch.from_numpy(ports["class_tokens"]).flatten(0, 2)[:, None],
+            model.sam_model.prompt_encoder.image_positions(),
+        )
+        ports["semseg"] = model.semantic_scores(logits, masks).contiguous().numpy()
+    return replace(reference, ports=ports, **distances)
+
+
+def verify(folder: Path, graphs: tuple[Graph, ...], reference: Reference) -> dict[str, Any]:
+    figures = verify_chain(folder, graphs, {"structured": reference}, batched=False)["structured"]
+    assert isinstance(figures, dict)
+    return figures
+
+
+PIXEL = (0, 1, 2, 5, 5)
+
+
+def test_equal_prompts_are_compared_through_the_whole_chain(
+    golden_graphs: dict[str, Path], graphs: tuple[Graph, ...], reference: Reference
+) -> None:
+    figures = verify(golden_graphs["tiny_acdc"], graphs, reference)
+    assert figures["tied_mask_pixels"] == figures["tied_box_edges"] == 0
+    assert figures["semseg_max_abs_error"] < 1e-3
+
+
+def test_a_mask_pixel_on_the_threshold_is_a_tie_and_counted(
+    golden_graphs: dict[str, Path], graphs: tuple[Graph, ...], model: MaskSAM, reference: Reference
+) -> None:
+    distance = reference.mask_distance.copy()
+    distance[PIXEL] = 1e-6
+    other = with_other_prompts(model, reference, mask=PIXEL, mask_distance=distance)
+    figures = verify(golden_graphs["tiny_acdc"], graphs, other)
+    assert figures["tied_mask_pixels"] == 1
+    assert figures["semseg_max_abs_error"] < 1e-3
+
+
+def test_a_mask_pixel_that_differs_off_the_threshold_is_a_disagreement(
+    golden_graphs: dict[str, Path], graphs: tuple[Graph, ...], model: MaskSAM, reference: Reference
+) -> None:
+    distance = reference.mask_distance.copy()
+    distance[PIXEL] = 1e-2
+    other = with_other_prompts(model, reference, mask=PIXEL, mask_distance=distance)
+    with pytest.raises(ParityError, match="1 mask pixels and 0 box edges"):
+        verify(golden_graphs["tiny_acdc"], graphs, other)
+
+
+@pytest.mark.parametrize("field", ["box_distance", "nearest_mask_distance"])
+def test_a_box_edge_on_a_whole_pixel_or_around_a_tied_mask_is_a_tie(
+    golden_graphs: dict[str, Path], graphs: tuple[Graph, ...], model: MaskSAM, reference: Reference, field: str
+) -> None:
+    distance = getattr(reference, field).copy()
+    distance[0, 0, 0] = 1e-6
+    other = with_other_prompts(model, reference, box=4.0, **{field: distance})
+    assert verify(golden_graphs["tiny_acdc"], graphs, other)["tied_box_edges"] == 1
+
+
+def test_a_box_edge_that_differs_for_no_reason_is_a_disagreement(
+    golden_graphs: dict[str, Path], graphs: tuple[Graph, ...], model: MaskSAM, reference: Reference
+) -> None:
+    far = np.full_like(reference.box_distance, 0.01)
+    other = with_other_prompts(model, reference, box=4.0, box_distance=far)
+    with pytest.raises(ParityError, match="0 mask pixels and 1 box edges"):
+        verify(golden_graphs["tiny_acdc"], graphs, other)
+
+
+def test_example_inputs_are_normalised_different_and_repeatable(model: MaskSAM) -> None:
+    first, again = example_inputs(model.config), example_inputs(model.config)
+    assert set(first) == {"noise", "structured"}
+    for name, image in first.items():
+        assert image.shape == (1, *model.config.input_shape)
+        assert abs(float(image.mean())) < 1e-5
+        assert float(image.std()) == pytest.approx(1, abs=1e-4)
+        assert np.array_equal(image, again[name])
+    assert not np.allclose(first["noise"], first["structured"])
