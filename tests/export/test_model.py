@@ -124,6 +124,16 @@ def test_batch_elements_do_not_influence_each_other(model: MaskSAM, image: Tenso
     assert (both[1:] - model(other)).abs().max() < 2e-5  # 4e-6 officially; summation order
 
 
+def test_heads_computed_one_by_one_give_the_same(
+    golden: Golden, model: MaskSAM, image: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("masksam_export.model.image_encoder.LOGITS_LIMIT", 1)
+    one_by_one = golden.model()
+    assert {block.attn.heads_at_once for block in one_by_one.sam_model.image_encoder.blocks} == {1}
+    assert {block.attn.heads_at_once for block in model.sam_model.image_encoder.blocks} == {model.config.heads}
+    assert (one_by_one.encode(image)[1] - model.encode(image)[1]).abs().max() < 1e-5
+
+
 def test_state_dict_has_every_official_name_and_alias(golden: Golden, model: MaskSAM) -> None:
     assert set(model.state_dict()) == set(golden.weights)
 

@@ -12,6 +12,8 @@ from masksam_export.model.depth_adapter import DepthConvAdapter
 
 LAYER_NORM_EPS = 1e-6
 ADAPTER_SCALE = 0.5
+LOGITS_LIMIT = 2**28
+"""Bytes of attention logits in float32 held at a time, for one window of the scan."""
 
 
 class PatchEmbed(nn.Module):
@@ -30,10 +32,12 @@ class Attention(nn.Module):
     """Multi-head attention over an h x h square with decomposed relative positions.
 
     `table_side` is the square that the stored position tables were made for, `side` the one attended over; the
-    tables are resampled where they differ.
+    tables are resampled where they differ. Of `rows` squares per window of the scan, so many heads are computed at
+    a time that their logits stay within `LOGITS_LIMIT`: on a 1024 canvas all heads together would need 3 GiB, and
+    every runtime holds several such tensors at once.
     """
 
-    def __init__(self, dim: int, heads: int, *, side: int, table_side: int) -> None:
+    def __init__(self, dim: int, heads: int, *, side: int, table_side: int, rows: int) -> None:
         super().__init__()
         head_dim = dim // heads
         self.qkv = nn.Linear(dim, 3 * dim)
@@ -43,19 +47,16 @@ class Attention(nn.Module):
         self.heads = heads
         self.side = side
         self.scale = head_dim**-0.5
+        self.heads_at_once = _heads_at_once(heads, 4 * rows * side**4)
         self._frozen_positions: tuple[Tensor, Tensor] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """`[N, side, side, dim]` -> same shape."""
         side, heads, dim = self.side, self.heads, int(x.shape[-1])
         qkv = self.qkv(x).reshape(-1, side * side, 3, heads, dim // heads).permute(2, 0, 3, 1, 4)
-        q, k, v = qkv.unbind(0)
-        logits = (q * self.scale) @ k.transpose(-2, -1)
-        logits = logits.reshape(-1, heads, side, side, side, side)
-        rows, columns = self._position_logits(q.reshape(-1, heads, side, side, dim // heads))
-        logits = (logits + rows[..., :, None] + columns[..., None, :]).reshape(-1, heads, side * side, side * side)
-        mixed = (logits.softmax(dim=-1) @ v).transpose(1, 2).reshape(-1, side, side, dim)
-        return self.proj(mixed)
+        q, k, v = (part.split(self.heads_at_once, dim=1) for part in qkv.unbind(0))
+        mixed = torch.cat([self._attend(*heads_qkv) for heads_qkv in zip(q, k, v, strict=True)], dim=1)
+        return self.proj(mixed.transpose(1, 2).reshape(-1, side, side, dim))
 
     def freeze_positions(self) -> None:
         """Compute the position tables once: they do not depend on the input. Used before export."""
@@ -65,6 +66,15 @@ class Attention(nn.Module):
     def thaw_positions(self) -> None:
         """Compute the tables from the parameters again."""
         self._frozen_positions = None
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Some heads' `[N, heads, side*side, d]` -> the same shape, mixed."""
+        side, heads, head_dim = self.side, int(q.shape[1]), int(q.shape[3])
+        logits = (q * self.scale) @ k.transpose(-2, -1)
+        logits = logits.reshape(-1, heads, side, side, side, side)
+        rows, columns = self._position_logits(q.reshape(-1, heads, side, side, head_dim))
+        logits = logits + rows[..., :, None] + columns[..., None, :]
+        return logits.reshape(-1, heads, side * side, side * side).softmax(dim=-1) @ v
 
     def _position_logits(self, q: Tensor) -> tuple[Tensor, Tensor]:
         """Unscaled `q [N, heads, i, j, d]` -> row terms `[N, heads, i, j, i']` and column terms `[..., j']`."""
@@ -86,6 +96,12 @@ class Attention(nn.Module):
         return table[index[:, None] - index[None, :] + self.side - 1]
 
 
+def _heads_at_once(heads: int, bytes_per_head: int) -> int:
+    """The largest divisor of `heads` whose logits fit, at least 1."""
+    fitting = [n for n in range(1, heads + 1) if heads % n == 0 and n * bytes_per_head <= LOGITS_LIMIT]
+    return max(fitting, default=1)
+
+
 class Block(nn.Module):
     """A transformer block with two depth adapters; windowed unless the block is global."""
 
@@ -99,6 +115,7 @@ class Block(nn.Module):
             config.heads,
             side=self.window or config.grid,
             table_side=self.window or config.canvas_grid,
+            rows=config.frames * (windows_per_side(config.grid, self.window) ** 2 if self.window else 1),
         )
         self.MLP_Adapter = DepthConvAdapter(dim, config.adapter_dim, frames=config.frames, skip=False)
         self.Space_Adapter = DepthConvAdapter(dim, config.adapter_dim, frames=config.frames, skip=True)
@@ -116,10 +133,15 @@ class Block(nn.Module):
         return x + self.mlp(z) + ADAPTER_SCALE * self.MLP_Adapter(z)
 
 
+def windows_per_side(grid: int, window: int) -> int:
+    """How many windows cover one side of the grid, the last one padded."""
+    return (grid + window - 1) // window
+
+
 def split_windows(x: Tensor, window: int) -> Tensor:
     """`[N, g, g, E]` -> `[N*n*n, window, window, E]`, zero-padded at the bottom and right; rows (N, i, j)."""
     grid, dim = int(x.shape[1]), int(x.shape[3])
-    count = -(-grid // window)
+    count = windows_per_side(grid, window)
     padding = count * window - grid
     if padding:
         x = functional.pad(x, (0, 0, 0, padding, 0, padding))
@@ -130,7 +152,7 @@ def split_windows(x: Tensor, window: int) -> Tensor:
 def merge_windows(x: Tensor, grid: int) -> Tensor:
     """The inverse of `split_windows`, with the padding cut off."""
     window, dim = int(x.shape[1]), int(x.shape[3])
-    count = -(-grid // window)
+    count = windows_per_side(grid, window)
     x = x.reshape(-1, count, count, window, window, dim).permute(0, 1, 3, 2, 4, 5)
     return x.reshape(-1, count * window, count * window, dim)[:, :grid, :grid]
 
