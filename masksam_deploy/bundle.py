@@ -175,12 +175,24 @@ def check_target(target: Path, *, force: bool) -> None:
         return
     if not force:
         raise OutputError(f"{target}: found something there already, expected nothing; choose another name or --force")
-    is_directory = target.is_dir() and not target.is_symlink()
-    if not is_directory or (any(target.iterdir()) and not (target / MANIFEST_NAME).is_file()):
+    if not _holds_only_a_bundle(target):
         raise OutputError(
-            f"{target}: found something that is not a bundle, expected a bundle to replace; choose another "
-            "name or remove it yourself"
+            f"{target}: found something that is not a bundle, or more than one, expected a bundle to replace; "
+            "choose another name or remove it yourself"
         )
+
+
+def _holds_only_a_bundle(target: Path) -> bool:
+    """Whether nothing but an empty directory or a bundle, even a damaged one, is lost when `target` is replaced."""
+    if target.is_symlink() or not target.is_dir():
+        return False
+    if not any(target.iterdir()):
+        return True
+    try:
+        listed = parse_manifest(read_manifest_bytes(target), str(target)).files
+        return all(name == MANIFEST_NAME or name in listed for name in _regular_files(target))
+    except BundleError:
+        return False
 
 
 def move_into_place(staging: Path, target: Path, *, force: bool) -> None:

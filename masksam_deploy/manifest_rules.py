@@ -139,7 +139,7 @@ def _problems(manifest: Manifest) -> Iterator[str]:
     yield from _file_problems(manifest)
     yield from _graph_problems(manifest.graphs)
     yield from _end_problems(manifest)
-    yield from _preprocessing_problems(manifest.preprocessing)
+    yield from preprocessing_problems(manifest.preprocessing)
     yield from _label_problems(manifest.labels)
     if repeated := _first_repeated(manifest.mirror_axes):
         yield f"field 'mirror_axes': found {repeated} twice, expected each axis at most once"
@@ -234,7 +234,8 @@ def _end_problems(manifest: Manifest) -> Iterator[str]:
         )
 
 
-def _preprocessing_problems(preprocessing: Preprocessing) -> Iterator[str]:
+def preprocessing_problems(preprocessing: Preprocessing) -> Iterator[str]:
+    """What the fields of `preprocessing` contradict each other in, a line each."""
     channels, schemes = len(preprocessing.channel_names), len(preprocessing.normalization)
     if channels != schemes:
         yield (f"field 'preprocessing.normalization': found {schemes} entries, expected one a channel ({channels})")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from dataclasses import FrozenInstanceError
 from pathlib import Path
 
@@ -179,13 +180,20 @@ def test_an_existing_bundle_is_replaced_only_by_force(tmp_path: Path, heart: Bun
     assert Bundle.load(heart.path).manifest.files["mask_decoder.onnx"].bytes == 3
 
 
-@pytest.mark.parametrize("kind", ["file", "folder", "link"])
+@pytest.mark.parametrize("kind", ["file", "folder", "folder with a manifest", "bundle and more", "link"])
 def test_force_replaces_bundles_and_nothing_else(tmp_path: Path, heart: Bundle, kind: str) -> None:
     target = tmp_path / "precious"
     if kind == "file":
         target.write_text("thesis")
     elif kind == "folder":
         target.mkdir()
+        (target / "thesis.txt").write_text("thesis")
+    elif kind == "folder with a manifest":  # as web applications have
+        target.mkdir()
+        (target / "manifest.json").write_text('{"name": "app"}')
+        (target / "thesis.txt").write_text("thesis")
+    elif kind == "bundle and more":
+        shutil.copytree(heart.path, target)
         (target / "thesis.txt").write_text("thesis")
     else:
         target.symlink_to(heart.path)

@@ -3,36 +3,30 @@
 from __future__ import annotations
 
 import json
+import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from masksam_deploy.bundle import file_digest
 from masksam_deploy.errors import CheckpointError
 from masksam_deploy.manifest import Labels, Preprocessing
+from masksam_deploy.manifest_rules import preprocessing_problems
 from masksam_export.config import ModelConfig
 from masksam_export.model import MaskSAM
 from masksam_export.plans import Plan
+from masksam_export.safe_load import load_mapping, reason
 from masksam_export.weights import config_from_shapes
 
 DEFAULT_CONFIGURATION = "3d_fullres"
 WRAPPER_PREFIXES = ("module.", "_orig_mod.")  # DistributedDataParallel, torch.compile
 WEIGHT_KEYS = ("network_weights", "state_dict")
 MAX_JSON_BYTES = 64 * 2**20
-
-# What nnU-Net writes besides tensors and plain containers: numpy scalars in `logging` and `_best_ema`.
-SAFE_GLOBALS = [
-    np._core.multiarray.scalar,  # type: ignore[attr-defined]
-    (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),  # type: ignore[attr-defined]  # numpy 1
-    np.dtype,
-    np.dtypes.Float32DType,
-    np.dtypes.Float64DType,
-]
+FLOAT32_GROWTH = 8  # float8 grows fourfold; the rest is room for the format
 
 
 @dataclass(frozen=True)
@@ -84,13 +78,13 @@ def load_checkpoint(
         CheckpointError: the file is unsafe, damaged, incomplete or inconsistent; the message lists all of it.
     """
     source = Path(path)
-    content = _read_safely(source)
+    content = load_mapping(source)
     digest = file_digest(source).sha256
     weights = _network_weights(content)
     plan = _plan(content, plans, dataset, configuration)
     shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     config = config_from_shapes(shapes, norm_eps=plan.norm_eps, leaky_slope=plan.leaky_slope)
-    model = _build(config, weights)
+    model = _build(config, weights, budget=FLOAT32_GROWTH * source.stat().st_size)
     preprocessing, labels = plan.preprocessing(), plan.labels()
     _check_agreement(config, plan, preprocessing, labels)
     axes, axes_note = _mirror_axes(content, mirror_axes)
@@ -105,58 +99,6 @@ def load_checkpoint(
         axes_note,
     )
     return TrainedMaskSAM(model, preprocessing, labels, axes, source, digest, notes)
-
-
-def _read_safely(path: Path) -> Mapping[str, Any]:
-    """Load with the safe unpickler only; refuse everything that is not a mapping."""
-    if not path.is_file():
-        raise CheckpointError(f"checkpoint '{path}' is not a file; expected checkpoint_final.pth or a state dict")
-    try:
-        with torch.serialization.safe_globals(SAFE_GLOBALS):
-            content = _load(path)
-    except MemoryError:
-        raise
-    except Exception as error:
-        raise CheckpointError(_why_unreadable(path, error)) from error
-    if not isinstance(content, Mapping):
-        raise CheckpointError(f"checkpoint '{path.name}' holds a {type(content).__name__}, expected a dict of weights")
-    return content
-
-
-def _load(path: Path) -> Any:
-    try:
-        # Mapped, so that a 3 GB checkpoint is not held twice.
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except RuntimeError as error:
-        if "mmap" not in str(error):
-            raise
-        return torch.load(path, map_location="cpu", weights_only=True)  # the format before torch 1.6
-
-
-def _why_unreadable(path: Path, error: Exception) -> str:
-    try:
-        allowed = {f"{item.__module__}.{item.__qualname__}" for item in SAFE_GLOBALS if isinstance(item, type)}
-        with torch.serialization.safe_globals(SAFE_GLOBALS):
-            unsafe = set(torch.serialization.get_unsafe_globals_in_checkpoint(path)) - allowed
-    except Exception:  # noqa: BLE001  not a zip archive: the first error has to do
-        unsafe = set()
-    if not unsafe and "Unsupported" in str(error):
-        unsafe = {_first_line(error)}
-    if unsafe:
-        return (
-            f"checkpoint '{path.name}' contains objects that could run code when loaded: {', '.join(sorted(unsafe))}; "
-            "it was not loaded. Save the weights as plain tensors: "
-            "torch.save({'network_weights': model.state_dict()}, ...), and pass --plans and --dataset"
-        )
-    return (
-        f"checkpoint '{path.name}' cannot be read: {_first_line(error)}; "
-        "expected a file written by torch.save, complete: copy it again or check where it came from"
-    )
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0].strip().rstrip(".:")[:200]
 
 
 def _network_weights(content: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -174,7 +116,7 @@ def _network_weights(content: Mapping[str, Any]) -> dict[str, Tensor]:
     while prefix := next((p for p in WRAPPER_PREFIXES if all(n.startswith(p) for n in weights)), None):
         weights = {name.removeprefix(prefix): value for name, value in weights.items()}
     _refuse_odd_tensors(weights)
-    return {name: value.to(torch.float32) for name, value in weights.items()}
+    return weights
 
 
 def _refuse_odd_tensors(weights: Mapping[str, Tensor]) -> None:
@@ -182,7 +124,10 @@ def _refuse_odd_tensors(weights: Mapping[str, Tensor]) -> None:
     odd = [
         f"{name} ({value.dtype}, {value.layout})"
         for name, value in weights.items()
-        if value.layout != torch.strided or not value.is_floating_point() or value.device.type != "cpu"
+        if value.is_nested
+        or value.layout != torch.strided
+        or not value.is_floating_point()
+        or value.device.type != "cpu"
     ]
     if odd:
         raise CheckpointError(f"weights that are not dense floating-point tensors: {_some(odd)}")
@@ -211,21 +156,27 @@ def _plan(
             f"the checkpoint carries no {missing}; it looks like a plain state dict: pass --plans nnUNetPlans.json "
             "and --dataset dataset.json"
         )
-    return Plan(plans_data, dataset_data, configuration or carried.get("configuration") or DEFAULT_CONFIGURATION)
+    own = carried.get("configuration")
+    return Plan(plans_data, dataset_data, configuration or (own if isinstance(own, str) else DEFAULT_CONFIGURATION))
 
 
 def _read_json(path: str | Path) -> Any:
     file = Path(path)
     try:
+        if not file.is_file():
+            raise CheckpointError(f"'{file}' is not a file; expected an nnU-Net JSON file")
         if file.stat().st_size > MAX_JSON_BYTES:
             raise CheckpointError(f"'{file}' is larger than {MAX_JSON_BYTES >> 20} MiB; expected an nnU-Net JSON file")
         return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise CheckpointError(f"'{file}' cannot be read as JSON: {_first_line(error)}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"'{file}' cannot be read as JSON: {reason(error)}") from error
 
 
-def _build(config: ModelConfig, weights: Mapping[str, Tensor]) -> MaskSAM:
-    """The network with these weights; everything that does not fit is listed in one error."""
+def _build(config: ModelConfig, weights: Mapping[str, Tensor], *, budget: int | None = None) -> MaskSAM:
+    """The network with these weights; everything that does not fit is listed in one error.
+
+    `budget` limits the bytes of the weights in float32: tensors that share storage could ask for any amount.
+    """
     with torch.device("meta"):
         model = MaskSAM(config)
     expected = model.state_dict(keep_vars=True)
@@ -251,8 +202,22 @@ def _build(config: ModelConfig, weights: Mapping[str, Tensor]) -> MaskSAM:
         ]
     if problems:
         raise CheckpointError(f"the weights do not fit a MaskSAM '{config.variant}' network: {'; '.join(problems)}")
-    model.load_state_dict(dict(weights), strict=True, assign=True)
+    model.load_state_dict(_in_float32(weights, budget), strict=True, assign=True)
     return model.eval().requires_grad_(False)
+
+
+def _in_float32(weights: Mapping[str, Tensor], budget: int | None) -> dict[str, Tensor]:
+    """Every tensor in float32; copies that share memory are converted once."""
+    places = {name: (value.data_ptr(), tuple(value.shape), value.stride()) for name, value in weights.items()}
+    distinct = {places[name]: value for name, value in weights.items()}
+    needed = 4 * sum(value.numel() for value in distinct.values())
+    if budget is not None and needed > budget:
+        raise CheckpointError(
+            f"the weights would take {needed / 2**20:.0f} MiB in float32, far more than the file holds; "
+            "expected tensors with data of their own: save the checkpoint again"
+        )
+    converted = {place: value.to(torch.float32) for place, value in distinct.items()}
+    return {name: converted[place] for name, place in places.items()}
 
 
 def _differing_copies(groups: Iterable[list[str]], weights: Mapping[str, Tensor]) -> list[str]:
@@ -276,8 +241,7 @@ def _check_agreement(config: ModelConfig, plan: Plan, preprocessing: Preprocessi
         )
     if len(labels.classes) != config.classes:
         problems.append(f"dataset.json has {len(labels.classes)} classes, the weights are for {config.classes}")
-    if sorted(preprocessing.transpose_forward) != [0, 1, 2]:
-        problems.append(f"transpose_forward is {list(preprocessing.transpose_forward)}, expected a permutation")
+    problems += preprocessing_problems(preprocessing)
     if problems:
         raise CheckpointError(f"plan, dataset and weights do not belong together: {'; '.join(problems)}")
 
@@ -288,9 +252,9 @@ def _mirror_axes(content: Mapping[str, Any], chosen: tuple[int, ...] | None) -> 
         return (), "mirroring: not recorded in a plain state dict, so none (set it with --mirror-axes)"
     axes = chosen if chosen is not None else content[key]
     axes = () if axes is None else axes
-    if not isinstance(axes, tuple | list) or any(a not in (0, 1, 2) for a in axes) or len(set(axes)) != len(axes):
-        raise CheckpointError(f"mirror axes are {axes!r}; expected different numbers out of 0, 1, 2")
-    result = tuple(sorted(int(axis) for axis in axes))
+    if not isinstance(axes, tuple | list) or not all(type(a) is int and a in (0, 1, 2) for a in axes):
+        raise CheckpointError(f"mirror axes are {reprlib.repr(axes)}; expected numbers out of 0, 1, 2")
+    result = tuple(sorted(set(axes)))
     return result, f"mirroring: axes {result}" if result else "mirroring: none allowed"
 
 

@@ -83,26 +83,24 @@ def export_bundle(
     directory = Path(target)
     check_target(directory, force=force)
     runtime = runtime_version()  # needed to verify: better missing now than after the work
-    config = trained.config
-    inputs = example_inputs(config)
-    references = {}
-    for name, image in inputs.items():
-        progress(f"running the network on the {name} input")
-        references[name] = reference_outputs(trained.model, image)
+    config, references = trained.config, {}
     with staging_directory(directory) as staging:
+        for name, image in example_inputs(config).items():
+            progress(f"running the network on the {name} input")
+            references[name] = reference_outputs(trained.model, image)
         graphs = export_graphs(trained.model, staging, progress=progress)
         batched = sum(parameter.numel() for parameter in trained.model.parameters()) <= BATCH_CHECK_LIMIT
         figures = verify_chain(staging, graphs, references, batched=batched, progress=progress)
         progress("hashing and writing the bundle")
         manifest = Manifest(
-            name=directory.name.removesuffix(".masksam"),
+            name=_printable(directory.name.removesuffix(".masksam")),
             model=_plain(asdict(config)),
             graphs=graphs,
             preprocessing=trained.preprocessing,
             labels=trained.labels,
             mirror_axes=trained.mirror_axes,
             provenance=Provenance(
-                source_name=trained.source.name,
+                source_name=_printable(trained.source.name),
                 source_sha256=trained.sha256,
                 created_utc=datetime.now(timezone.utc).isoformat(timespec="seconds"),
                 tools={
@@ -212,6 +210,11 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
+
+
+def _printable(name: str) -> str:
+    """A file name as JSON can hold it: names that are no UTF-8 are escaped."""
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _plain(value: Any) -> Any:

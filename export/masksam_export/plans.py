@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -35,10 +36,15 @@ class _Intensities(_Lenient):
     percentile_99_5: float
 
 
-class _ResamplingKwargs(_Lenient):
+class _ResamplingKwargs(BaseModel):
+    """With the defaults of nnU-Net's `resample_data_or_seg_to_shape`; arguments unknown here would be ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    is_seg: bool = False
     order: int = 3
     order_z: int = 0
-    force_separate_z: bool | None = None
+    force_separate_z: bool | None = False
+    separate_z_anisotropy_threshold: float = Field(default=3, ge=3, le=3)
 
 
 class _Configuration(_Lenient):
@@ -48,9 +54,9 @@ class _Configuration(_Lenient):
     normalization_schemes: tuple[NormalizationScheme, ...]
     use_mask_for_norm: tuple[bool, ...]
     resampling_fn_data: str = RESAMPLING_FUNCTION
-    resampling_fn_data_kwargs: _ResamplingKwargs = _ResamplingKwargs(order=3)
+    resampling_fn_data_kwargs: _ResamplingKwargs
     resampling_fn_probabilities: str = RESAMPLING_FUNCTION
-    resampling_fn_probabilities_kwargs: _ResamplingKwargs = _ResamplingKwargs(order=1)
+    resampling_fn_probabilities_kwargs: _ResamplingKwargs
     previous_stage: str | None = None
     architecture: dict[str, Any] = Field(default_factory=dict)
 
@@ -177,7 +183,7 @@ class Plan:
         values = arguments.get(group) if isinstance(arguments, dict) else None
         value = values.get(key, default) if isinstance(values, dict) else default
         if not isinstance(value, int | float) or not 0 <= value < 1:
-            raise CheckpointError(f"plans: {group}.{key} is {value!r}, expected a number from 0 to 1")
+            raise CheckpointError(f"plans: {group}.{key} is {reprlib.repr(value)}, expected a number from 0 to 1")
         return float(value)
 
     def _refuse_unsupported(self) -> None:
@@ -221,7 +227,7 @@ def _labels(decision: str, named: Iterable[tuple[str, int]]) -> Labels:
 
 
 def _resampling(kwargs: _ResamplingKwargs, name: str) -> Resampling:
-    return _parse(Resampling, kwargs.model_dump(), f"plans, {name}")
+    return _parse(Resampling, kwargs.model_dump(include={"order", "order_z", "force_separate_z"}), f"plans, {name}")
 
 
 def _parse(model: type[_Model], data: Mapping[str, Any], source: str) -> _Model:
@@ -230,4 +236,6 @@ def _parse(model: type[_Model], data: Mapping[str, Any], source: str) -> _Model:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "(top level)"
-        raise CheckpointError(f"{source}: '{where}': {first['msg'].lower()}, found {first['input']!r:.80}") from error
+        raise CheckpointError(
+            f"{source}: '{where}': {first['msg'].lower()}, found {reprlib.repr(first['input'])}"
+        ) from error

@@ -10,6 +10,7 @@ import click
 from rich.console import Console
 
 from masksam_deploy.bundle import Bundle
+from masksam_deploy.text import one_line
 from masksam_export.checkpoint import load_checkpoint
 from masksam_export.onnx_export import export_bundle
 
@@ -27,7 +28,7 @@ def run_export(
 ) -> None:
     """Export and report; see the command's options."""
     started = time.perf_counter()
-    console = Console(stderr=True, highlight=False)
+    console = Console(stderr=True, highlight=False, markup=False)
     with console.status("reading the checkpoint") as status:
 
         def step(text: str) -> None:
@@ -39,7 +40,7 @@ def run_export(
             checkpoint, plans=plans, dataset=dataset, configuration=configuration, mirror_axes=mirror_axes
         )
         for note in trained.notes:
-            console.print(note, soft_wrap=True)
+            console.print(one_line(note, limit=2000), soft_wrap=True)
         bundle = export_bundle(trained, target, force=force, progress=step)
     seconds = time.perf_counter() - started
     if as_json:

@@ -16,6 +16,7 @@ ENCODER = "sam_model.image_encoder"
 PROMPTS = "sam_model.prompt_encoder"
 DECODER = "sam_model.mask_decoder"
 GENERATOR_TAPS = 4
+MOST_REPEATS = 256  # blocks, layers, convolutions: far beyond any ViT, far below what would exhaust memory
 
 
 @dataclass(frozen=True)
@@ -36,11 +37,16 @@ class _Weights:
         return shape
 
     def count(self, pattern: str) -> int:
-        """One more than the largest n for which a name starts with pattern.format(n)."""
+        """How many n there are for which a name starts with pattern.format(n): 0, 1, 2, ... without gaps."""
         head, tail = pattern.split("{}")
         numbered = re.compile(re.escape(head) + r"(\d{1,4})" + re.escape(tail))
-        found = (numbered.match(name) for name in self.shapes)
-        return max((int(match[1]) + 1 for match in found if match), default=0)
+        found = {int(match[1]) for match in map(numbered.match, self.shapes) if match}
+        if found != set(range(len(found))) or len(found) > MOST_REPEATS:
+            raise CheckpointError(
+                f"the weights number '{head}...' up to {max(found)} in {len(found)} parts; expected 0, 1, 2, ... "
+                f"without gaps, at most {MOST_REPEATS}"
+            )
+        return len(found)
 
     def has(self, name: str) -> bool:
         return name in self.shapes
@@ -172,6 +178,7 @@ def _check(config: ModelConfig) -> None:
         ),
         (config.grid <= config.canvas_grid, f"image grid {config.grid} exceeds canvas grid {config.canvas_grid}"),
         (config.classes > 0, f"{config.classes} classes"),
+        (2 <= config.mask_tokens <= MOST_REPEATS, f"{config.mask_tokens} mask tokens"),
     ]
     broken = [text for holds, text in rules if not holds]
     if broken:

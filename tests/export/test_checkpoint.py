@@ -10,13 +10,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from masksam_deploy.errors import CheckpointError
-from masksam_export.checkpoint import SAFE_GLOBALS, TrainedMaskSAM, load_checkpoint
+from masksam_deploy.errors import CheckpointError, OutputError
+from masksam_export.checkpoint import TrainedMaskSAM, _in_float32, load_checkpoint
+from masksam_export.cli import export
+from masksam_export.plans import Plan
+from masksam_export.safe_load import SAFE_GLOBALS, _float_scalar
 
 Edit = Callable[[dict[str, Any]], None]
 ALIAS = "image_decoder_skips.0.1.convs.0.all_modules.0.weight"
@@ -163,6 +168,19 @@ def set_dataset(**values: Any) -> Edit:
     return lambda content: content["init_args"]["dataset_json"].update(values)
 
 
+def ct_without_spread(content: dict[str, Any]) -> None:
+    set_plan(normalization_schemes=["CTNormalization"])(content)
+    content["init_args"]["plans"]["foreground_intensity_properties_per_channel"]["0"]["std"] = 0.0
+
+
+def nested(depth: int) -> Any:
+    """A tuple in a tuple in a tuple ..."""
+    value: Any = ()
+    for _ in range(depth):
+        value = (value,)
+    return value
+
+
 def with_nan(tensor: torch.Tensor) -> torch.Tensor:
     tensor[0] = float("nan")
     return tensor
@@ -194,8 +212,18 @@ def with_nan(tensor: torch.Tensor) -> torch.Tensor:
         (set_plan(preprocessor_name="ResEncPreprocessor"), ["ResEncPreprocessor"]),
         (set_plan(previous_stage="3d_lowres"), ["cascade"]),
         (set_plan(resampling_fn_data_kwargs={"order": 5}), ["order"]),
+        (set_plan(resampling_fn_data_kwargs={"separate_z_anisotropy_threshold": 10}), ["anisotropy_threshold"]),
+        (set_plan(resampling_fn_data_kwargs={"order": 3, "mode": "wrap"}), ["mode"]),
+        (ct_without_spread, ["std", "0"]),
+        (lambda c: c.update(inference_allowed_mirroring_axes=(torch.zeros(2),)), ["mirror axes"]),
+        (lambda c: c.update(inference_allowed_mirroring_axes=(True,)), ["mirror axes"]),
+        (lambda c: c["network_weights"].update({"image_decoder_stages.4.convs.2999.x": torch.zeros(1)}), ["gaps"]),
+        (
+            set_weight("sam_model.mask_decoder.mask_tokens.weight", lambda t: t.repeat(5000, 1)),
+            ["20000 mask tokens"],
+        ),
         (set_plan(inherits_from="3d_fullres"), ["3d_fullres"]),
-        (lambda c: c["init_args"]["plans"].update(transpose_forward=[0, 0, 2]), ["permutation"]),
+        (lambda c: c["init_args"]["plans"].update(transpose_forward=[0, 0, 2]), ["transpose_forward", "once"]),
         (lambda c: c["init_args"]["plans"].update(image_reader_writer="NibabelIOWithReorient"), ["Reorient"]),
         (set_dataset(channel_names={"0": "T1", "1": "T2"}), ["2 channels"]),
         (set_dataset(channel_names={}), ["channel_names"]),
@@ -243,3 +271,74 @@ def test_plans_file_that_is_no_json_is_refused(content: dict[str, Any], tmp_path
 
 def weights(trained: TrainedMaskSAM) -> dict[str, torch.Tensor]:
     return trained.model.state_dict()
+
+
+def test_resampling_arguments_that_the_plan_leaves_out_get_nnunets_defaults(
+    content: dict[str, Any], tmp_path: Path
+) -> None:
+    set_plan(resampling_fn_data_kwargs={"is_seg": False}, resampling_fn_probabilities_kwargs={"order": 1})(content)
+    preprocessing = load_checkpoint(saved(content, tmp_path)).preprocessing
+    assert preprocessing.resample_data.order == 3
+    assert preprocessing.resample_data.force_separate_z is False
+    assert preprocessing.resample_scores.force_separate_z is False
+
+
+def test_views_of_one_storage_cannot_ask_for_more_memory_than_the_file_holds() -> None:
+    storage = torch.zeros(1000, dtype=torch.float16)
+    views = {f"w{i}": storage[i : i + 500] for i in range(500)}
+    with pytest.raises(CheckpointError, match="data of their own"):
+        _in_float32(views, budget=100_000)
+    same = _in_float32({"a": storage, "b": storage}, budget=100_000)
+    assert same["a"] is same["b"]
+
+
+def test_deeply_nested_plans_are_refused(cardiac_case: Path) -> None:
+    plans = json.loads((cardiac_case / "plans.json").read_text())
+    plans["configurations"]["3d_fullres"]["spacing"] = nested(100_000)
+    with pytest.raises(CheckpointError, match="spacing"):
+        Plan(plans, json.loads((cardiac_case / "dataset.json").read_text()), "3d_fullres")
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_nested_tensors_are_refused(content: dict[str, Any], tmp_path: Path) -> None:
+    weight = content["network_weights"][SOME_WEIGHT]
+    content["network_weights"][SOME_WEIGHT] = torch.nested.nested_tensor([weight, weight[:3]])
+    assert SOME_WEIGHT in refusal(saved(content, tmp_path))
+
+
+def test_numpy_scalars_wider_than_a_float_are_not_made() -> None:
+    with pytest.raises(ValueError, match="no plain float"):
+        _float_scalar(np.dtype("V1000000"), b"")
+    assert _float_scalar(np.dtype("f4"), b"\0\0\x80?") == 1.0
+
+
+def test_types_that_are_not_allowed_are_named_without_advice_to_switch_safety_off(
+    content: dict[str, Any], tmp_path: Path
+) -> None:
+    content["logging"] = {"epochs": [np.int64(3)]}
+    message = refusal(saved(content, tmp_path))
+    assert "Int64" in message
+    assert "weights_only" not in message
+
+
+def test_names_cannot_steer_the_terminal(content: dict[str, Any], tmp_path: Path) -> None:
+    set_dataset(labels={"background": 0, "x\x1b[31m[/b]": 1, "b": 2, "c": 3})(content)
+    result = CliRunner().invoke(export, [str(saved(content, tmp_path)), "-o", str(tmp_path / "no" / "x.masksam")])
+    assert isinstance(result.exception, OutputError)
+    assert "[/b]" in result.stderr
+    assert "\x1b" not in result.stderr
+
+
+@pytest.mark.parametrize("name", ["a" * 5000, "missing.pth"])
+def test_names_that_are_no_file_are_refused(name: str) -> None:
+    assert "checkpoint" in refusal(Path(name))
+
+
+def test_huge_numbers_and_devices_as_plans_are_refused(
+    content: dict[str, Any], tmp_path: Path, cardiac_case: Path
+) -> None:
+    path = saved(content["network_weights"], tmp_path)
+    bad = tmp_path / "plans.json"
+    bad.write_text('{"transpose_forward": ' + "1" * 5000 + "}")
+    assert "plans.json" in refusal(path, plans=bad, dataset=cardiac_case / "dataset.json")
+    assert "/dev/zero" in refusal(path, plans="/dev/zero", dataset=cardiac_case / "dataset.json")
