@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
+from pathlib import Path
 
 from masksam_deploy.errors import MemoryLimitError
 
@@ -17,17 +17,18 @@ def parse_size(text: str) -> int:
         ValueError: not a positive size.
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:I?B)?\s*", text.upper())
-    size = int(float(match[1]) * _UNITS[match[2]]) if match else 0
-    if size <= 0:
-        raise ValueError(f"'{text}' is not a size like 8G or 512M")
-    return size
+    size = float(match[1]) * _UNITS[match[2]] if match else 0.0
+    if not 1 <= size < 2**63:
+        raise ValueError(f"'{text[:40]}' is not a size like 8G or 512M")
+    return int(size)
 
 
-def physical_memory() -> int | None:
-    """Bytes of memory in this machine, or None where the system does not say."""
+def available_memory() -> int | None:
+    """Bytes that can be had without swapping, or None where the system does not say."""
     try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
+        found = re.search(r"^MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(encoding="ascii"), re.MULTILINE)
+        return int(found[1]) * 1024 if found else None
+    except OSError:
         return None
 
 
@@ -39,6 +40,10 @@ def require(needed: int, limit: int | None, what: str) -> None:
     """
     if limit is not None and needed > limit:
         raise MemoryLimitError(
-            f"{what} needs about {needed / 2**30:.1f} GiB besides the network, allowed are {limit / 2**30:.1f} GiB; "
+            f"{what} needs about {_shown(needed)} besides the network, allowed are {_shown(limit)}; "
             "crop the scan, or raise --max-ram on a machine that has more"
         )
+
+
+def _shown(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"

@@ -79,13 +79,31 @@ class Stopwatch:
 
 def measure_labels(result: Volume, labels: Labels) -> list[LabelVolume]:
     """Count voxels and millilitres of every label value; 0 (background) only if it is a class."""
-    counts = np.bincount(result.array.ravel(), minlength=1)
+    names = label_names(labels)
+    counts = np.zeros(max(names) + 1, np.int64)
+    for plane in result.array:  # plane by plane: counting turns its input into 64-bit integers
+        counts += np.bincount(plane.ravel(), minlength=len(counts))
     voxel = result.geometry.voxel_volume_ml
-    names: dict[int, str] = {}
-    for label in labels.classes:  # regions may paint the same value: the first name stands
-        names.setdefault(label.value, label.name)
-    voxels = {value: int(counts[value]) if value < len(counts) else 0 for value in names}
-    return [LabelVolume(v, name, voxels[v], round(voxels[v] * voxel, 6)) for v, name in names.items()]
+    return [
+        LabelVolume(value, name, int(counts[value]), round(int(counts[value]) * voxel, 6))
+        for value, name in names.items()
+    ]
+
+
+def label_names(labels: Labels) -> dict[int, str]:
+    """What each value of a label map means, in the order of the classes.
+
+    Regions overlap and paint over one another: a value then stands for what no later region covers, and regions
+    that paint the same value cannot be told apart.
+    """
+    by_value: dict[int, list[str]] = {}
+    for label in labels.classes:
+        by_value.setdefault(label.value, []).append(label.name)
+    names = {value: " or ".join(found) for value, found in by_value.items()}
+    if labels.decision == "regions":
+        last = labels.classes[-1].value
+        names = {value: name if value == last else f"{name} (rest)" for value, name in names.items()}
+    return names
 
 
 def runtime_versions() -> dict[str, str]:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from masksam_deploy.backends import Device, open_chain
 from masksam_deploy.bundle import Bundle
 from masksam_deploy.errors import BundleError
+from masksam_deploy.io.grid import check_grid
 from masksam_deploy.memory import require
 from masksam_deploy.postprocess import labels_from_scores
 from masksam_deploy.preprocess import ScanFrame, preprocess, scan_frame
@@ -23,6 +24,11 @@ from masksam_deploy.sliding_window import Accumulator, padded_shape, stream_scor
 from masksam_deploy.volume import Volume
 
 Progress = Callable[[int, int], None]
+
+SMALLEST_STEP = 0.05
+"""Twenty windows over each voxel along each axis: more take days and add nothing."""
+FIXED_BYTES = 2**27
+"""Slabs and buffers that do not grow with the scan."""
 
 
 class Segmentation(NamedTuple):
@@ -66,6 +72,12 @@ class Segmenter:
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
         if not self.bundle.verified:
             raise BundleError(f"'{self.bundle.path}' was loaded without checking its hashes; load it with verify=True")
+        if accumulator not in ("float16", "float32"):
+            raise ValueError(f"accumulator '{accumulator}' is unknown, expected 'float16' or 'float32'")
+        if not SMALLEST_STEP <= step <= 1:
+            raise ValueError(f"step is {step}, expected {SMALLEST_STEP} to 1 of the patch")
+        if threads is not None and threads < 1:
+            raise ValueError(f"threads is {threads}, expected at least 1")
         self.mirror_axes = self.bundle.manifest.mirror_axes if tta else ()
         self._accumulator = accumulator
         self._step = step
@@ -88,15 +100,16 @@ class Segmenter:
             BackendError: the network failed.
         """
         spec, labels = self.bundle.manifest.preprocessing, self.bundle.manifest.labels
+        check_grid(scan.geometry, "the scan")
         watch = Stopwatch()
         watch.add("load_network", self._load_seconds)
         with watch.stage("preprocess"):
             frame = scan_frame(scan, spec)
             require(self._memory(scan, frame), self._max_ram, "this scan")
-            prepared = preprocess(scan, spec, frame)
+            data = preprocess(scan, spec, frame).data
         started = time.perf_counter()
         scores = stream_scores(
-            prepared.data,
+            data,
             self.bundle.patch_size,
             lambda window: self._predict(window, watch),
             mirror_axes=self.mirror_axes,
@@ -105,6 +118,7 @@ class Segmenter:
             step=self._step,
             progress=progress,
         )
+        del data  # now the stream's own, gone when it ends
         array = labels_from_scores(scores, frame, spec.resample_scores, labels)
         # Accumulating, resampling back and deciding are interleaved with the network, plane by plane.
         watch.add("accumulate_and_label", time.perf_counter() - started - watch.seconds.get("network", 0.0))
@@ -141,12 +155,16 @@ class Segmenter:
 
     def _memory(self, scan: Volume, frame: ScanFrame) -> int:
         """Bytes that the scan path holds at its widest, the network's own memory not counted."""
-        channels, voxels = len(scan.channels_czyx), prod(scan.geometry.shape_zyx)
-        network_voxels = prod(frame.network_shape)
-        patch = self.bundle.patch_size
+        channels, classes, voxels = len(scan.channels_czyx), self.bundle.classes, prod(scan.geometry.shape_zyx)
+        network_voxels, patch = prod(frame.network_shape), self.bundle.patch_size
         _, height, width = padded_shape(frame.network_shape, patch)
-        rolling_scores: int = 3 * 4 * self.bundle.classes * patch[0] * height * width
-        return 4 * channels * (voxels + network_voxels) + 5 * voxels + rolling_scores
+        scores = self.bundle.manifest.preprocessing.resample_scores
+        # Splines need the scores of the whole network grid; otherwise a window's depth and some planes do.
+        whole = network_voxels if 3 in (scores.order, scores.order_z) else 0
+        kept = 3 * patch[0] * height * width + 4 * max(prod(frame.cropped_shape[1:]), height * width)
+        # A normalised copy and the temporary of its standard deviation, one channel at a time; the label map.
+        working = 9 * voxels
+        return 4 * channels * (voxels + network_voxels) + working + 4 * classes * (kept + whole) + FIXED_BYTES
 
     def _bundle_facts(self) -> dict[str, object]:
         manifest = self.bundle.manifest

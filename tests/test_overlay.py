@@ -4,6 +4,7 @@ import sys
 import tracemalloc
 from itertools import permutations, product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from masksam_deploy.errors import MissingDependencyError, OutputError, ScanError
 from masksam_deploy.overlay import PALETTE, draw_overlay, require_pillow
@@ -251,11 +252,11 @@ def test_a_label_between_the_evenly_spread_slices_gets_its_own() -> None:
     assert 4 in chosen and len(chosen) == 16
 
 
-def test_the_window_leaves_out_padding_and_the_air_of_ct() -> None:
+def test_the_window_leaves_out_padding_and_is_fixed_for_ct() -> None:
     rng = np.random.default_rng(0)
     tissue = rng.uniform(-100, 200, (64, 64))
     low, high = grey_window([np.where(rng.random((64, 64)) < 0.7, -1000.0, tissue)])
-    assert -100 <= low < -90 and 190 < high <= 200
+    assert (low, high) == (-160, 240), "soft tissue in Hounsfield units, whatever else is on the slices"
     low, high = grey_window([np.where(rng.random((64, 64)) < 0.7, 0.0, tissue + 200)])
     assert 100 <= low < 110 and 390 < high <= 400
 
@@ -310,3 +311,58 @@ def test_memory_is_bounded_by_planes_not_by_the_volume(tmp_path: Path) -> None:
         tracemalloc.stop()
     # The sheet and its tiles take most of it; one copy of the scan as float64 would take 64 MB.
     assert peak < 40 * 2**20
+
+
+def drawn_texts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    texts: list[str] = []
+    text = ImageDraw.ImageDraw.text
+
+    def spy(self: ImageDraw.ImageDraw, xy: tuple[float, float], text_: str, *args: Any, **options: Any) -> None:
+        texts.append(text_)
+        text(self, xy, text_, *args, **options)
+
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", spy)
+    return texts
+
+
+def test_a_title_is_an_extra_first_line_and_moves_the_rest_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    geometry = geometry_of((2, 20, 30))
+    scan = Volume(np.random.default_rng(0).normal(size=(2, 20, 30)), geometry)
+    labels = Volume(np.ones((2, 20, 30), np.uint8), geometry)
+    draw_overlay(scan, labels, {}, tmp_path / "plain.png")
+    texts = drawn_texts(monkeypatch)
+    draw_overlay(scan, labels, {}, tmp_path / "titled.png", title="case_01.nii.gz, hippocampus")
+    assert texts[:2] == ["case_01.nii.gz, hippocampus", "30 x 20 x 2 voxels of 1.00 x 1.00 x 1.00 mm"]
+    plain, titled = picture(tmp_path / "plain.png"), picture(tmp_path / "titled.png")
+    more = titled.shape[0] - plain.shape[0]
+    assert 20 <= more <= 50
+    # From the tiles on, below two lines of head, nothing else changes.
+    np.testing.assert_array_equal(titled[90 + more :], plain[90:])
+
+
+@pytest.mark.parametrize("title", ["long " * 200, "caf\udce9\n\x1b[2J \u809d", " \n "])
+def test_any_title_is_cut_to_the_width_and_to_letters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, title: str
+) -> None:
+    geometry = geometry_of((2, 20, 30))
+    ones = Volume(np.ones((2, 20, 30), np.uint8), geometry)
+    texts = drawn_texts(monkeypatch)
+    draw_overlay(ones, ones, {}, tmp_path / "a.png", title=title)
+    assert all(" " <= char <= "~" for char in texts[0])
+    assert all(
+        (strip == 16).all() for strip in (picture(tmp_path / "a.png")[:, -10:], picture(tmp_path / "a.png")[:10])
+    )
+    if title.startswith("caf"):
+        assert texts[0] == "caf? [2J ?"
+    if not title.strip():
+        assert texts[0].startswith("30 x 20 x 2 voxels"), "an empty title takes no line"
+
+
+def test_slices_are_numbered_by_where_they_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    geometry = geometry_of((2, 20, 30))
+    ones = Volume(np.ones((2, 20, 30), np.uint8), geometry)
+    texts = drawn_texts(monkeypatch)
+    draw_overlay(ones, ones, {}, tmp_path / "a.png")
+    assert texts[1].startswith("axial slices, numbered from 1, the first in space, to 2; black to white is ")

@@ -235,5 +235,31 @@ def test_ct_without_constants_is_refused() -> None:
 
 
 def test_a_scan_that_vanishes_on_the_network_grid_is_refused() -> None:
-    with pytest.raises(ScanError, match="leaves none"):
-        scan_frame(make_volume(np.ones((1, 4, 5)), (0.3, 1.0, 1.0)), make_spec(NO))
+    expected = r"covers 3 mm along an axis that the model samples every 6\.35 mm; give the whole volume, or check the"
+    with pytest.raises(ScanError, match=expected):
+        scan_frame(make_volume(np.ones((3, 4, 5))), make_spec(NO, spacing=(6.35, 1.0, 1.0)))
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_spacing_far_beyond_the_networks_is_refused_before_it_takes_all_memory(axis: int) -> None:
+    spec = make_spec(NO, spacing=(2.0, 2.0, 2.0), transpose=(1, 2, 0))
+    spacing = [2.0, 2.0, 2.0]
+    spacing[axis] = 50.0
+    assert (
+        max(scan_frame(make_volume(np.ones((3, 4, 5)), (spacing[0], spacing[1], spacing[2])), spec).network_shape) > 70
+    )
+    spacing[axis] = 50.5
+    expected = r"voxels of 50\.5 mm along an axis that the model samples every 2 mm, .*; check the header's spacing"
+    with pytest.raises(ScanError, match=expected):
+        scan_frame(make_volume(np.ones((3, 4, 5)), (spacing[0], spacing[1], spacing[2])), spec)
+
+
+@pytest.mark.parametrize("dtype", [np.complex64, np.complex128, object])
+def test_values_that_are_no_real_numbers_are_refused(dtype: type) -> None:
+    with pytest.raises(ScanError, match=f"'channel 0' holds {np.dtype(dtype)} values, expected real numbers"):
+        preprocess(make_volume(np.ones((3, 4, 5), dtype)), make_spec(NO))
+
+
+@pytest.mark.parametrize("dtype", [np.bool_, np.uint8, np.int64, np.float16, np.float64])
+def test_all_real_numbers_are_taken(dtype: type) -> None:
+    np.testing.assert_array_equal(preprocess(make_volume(np.ones((3, 4, 5), dtype)), make_spec(NO)).data, 1)

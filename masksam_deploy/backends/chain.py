@@ -64,9 +64,13 @@ def open_chain(bundle: Bundle, *, device: Device = "cpu", threads: int | None = 
         MissingDependencyError: no runtime is installed.
     """
     stages: list[tuple[Graph, Session]] = []
-    for graph in bundle.manifest.graphs:
-        path = bundle.graph_path(graph.name)
-        stages.append((graph, OnnxRuntimeSession(graph, path, device=device, threads=threads)))
+    try:
+        for graph in bundle.manifest.graphs:
+            path = bundle.graph_path(graph.name)
+            stages.append((graph, OnnxRuntimeSession(graph, path, device=device, threads=threads)))
+    except BaseException:
+        GraphChain(stages).close()
+        raise
     return GraphChain(stages)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ class OnnxRuntimeSession:
     """A graph in ONNX Runtime. The device asked for is the device used, or there is an error."""
 
     def __init__(self, graph: Graph, path: Path, *, device: Device = "cpu", threads: int | None = None) -> None:
-        runtime = _import_runtime(device)
+        if device not in _PROVIDERS:
+            raise BackendError(f"device '{device}' is unknown; expected {' or '.join(_PROVIDERS)}")
+        runtime = import_runtime(device)
         wanted = _PROVIDERS[device]
         if wanted not in runtime.get_available_providers():
             raise BackendError(
@@ -47,6 +50,8 @@ class OnnxRuntimeSession:
 
     def run(self, feeds: Tensors) -> dict[str, NDArray[np.float32]]:
         """See `Session.run`."""
+        if self._session is None:
+            raise BackendError("the network is closed; make a new Segmenter")
         inputs = {port.name: feeds[port.name] for port in self._graph.inputs}
         try:
             results = self._session.run(self._outputs, inputs)
@@ -61,14 +66,28 @@ class OnnxRuntimeSession:
 
 def runtime_version() -> str:
     """The installed ONNX Runtime."""
-    return str(_import_runtime("cpu").__version__)
+    return str(import_runtime().__version__)
 
 
-def _import_runtime(device: Device) -> Any:
+def import_runtime(extra: str = "cpu") -> Any:
+    """The onnxruntime module, with its telemetry switched off.
+
+    Since 1.32 importing it writes a device id into the user's home and reports to its makers; it reads the switch
+    while it is being imported. A hospital's scanner must do neither.
+
+    Raises:
+        MissingDependencyError: it is not installed.
+        BackendError: it is installed and broken.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         import onnxruntime
+    except ModuleNotFoundError as error:
+        if error.name != "onnxruntime":
+            raise BackendError(f"ONNX Runtime is installed but incomplete: {_one_line(error)}; reinstall it") from error
+        raise MissingDependencyError("onnxruntime", extra, "running a bundle") from error
     except ImportError as error:
-        raise MissingDependencyError("onnxruntime", device, "running a bundle") from error
+        raise BackendError(f"ONNX Runtime is installed but does not load: {_one_line(error)}; reinstall it") from error
     return onnxruntime
 
 

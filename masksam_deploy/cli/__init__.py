@@ -61,35 +61,46 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
         if isinstance(stream, TextIOWrapper):
             # A terminal that cannot show a character of a label's name is no reason to fail.
             stream.reconfigure(errors="backslashreplace")
-    with _signals_as_exits():
-        code = _run(args)
+    with _signals_as_exits() as received:
+        code = _run(args, received)
         try:
-            sys.stdout.flush()
+            if sys.stdout is not None:  # closed by the caller
+                sys.stdout.flush()
         except BrokenPipeError:
             code = _after_broken_pipe()
     sys.exit(code)
 
 
-def _run(args: Sequence[str] | None) -> int:
+def _run(args: Sequence[str] | None, received: Sequence[int]) -> int:
     """Run one command; every way in which it can end becomes an exit code."""
     try:
         result = app.main(args, prog_name="masksam-deploy", standalone_mode=False)
         # `ctx.exit(code)`, as after --help, comes back as the result.
         code = result if isinstance(result, int) else 0
-    except MaskSamError as exc:
-        code = _fail(str(exc), exc.exit_code)
-    except click.ClickException as exc:
-        exc.show()
-        code = exc.exit_code
-    except (click.Abort, KeyboardInterrupt):
+    except Exception as exc:  # noqa: BLE001  the last place that can tell a bug from a refusal
+        # A signal that arrives while a native module is being imported comes out as an error of that import.
+        if received:
+            return 128 + received[0]
+        code = _code_of(exc)
+    except KeyboardInterrupt:
         code = 128 + signal.SIGINT
-    except BrokenPipeError:
-        code = _after_broken_pipe()
-    except MemoryError:
-        code = _fail("found too little memory, expected more; close other programs or use a larger machine", 2)
-    except Exception as exc:  # noqa: BLE001 - the last place that can tell a bug from a refusal
-        code = _fail_full_disk(exc) if _is_full_disk(exc) else _fail_unexpectedly(exc)
     return code
+
+
+def _code_of(exc: Exception) -> int:
+    """Say what went wrong, and give the exit code for it."""
+    if isinstance(exc, MaskSamError):
+        return _fail(str(exc), exc.exit_code)
+    if isinstance(exc, click.ClickException):
+        exc.show()
+        return exc.exit_code
+    if isinstance(exc, click.Abort):
+        return 128 + signal.SIGINT
+    if isinstance(exc, BrokenPipeError):
+        return _after_broken_pipe()
+    if isinstance(exc, MemoryError):
+        return _fail("found too little memory, expected more; close other programs or use a larger machine", 2)
+    return _fail_full_disk(exc) if _is_full_disk(exc) else _fail_unexpectedly(exc)
 
 
 def _is_full_disk(exc: Exception) -> bool:
@@ -125,10 +136,14 @@ def _after_broken_pipe() -> int:
 
 
 @contextmanager
-def _signals_as_exits() -> Iterator[None]:
-    """Let signals that end the process unwind the stack first, so that temporary files are removed."""
+def _signals_as_exits() -> Iterator[list[int]]:
+    """Let signals that end the process unwind the stack first, so that temporary files are removed.
+
+    Yields the list of signals received.
+    """
+    received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield received
         return
     names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
     previous = {number: signal.getsignal(number) for number in (getattr(signal, name) for name in names)}
@@ -137,6 +152,7 @@ def _signals_as_exits() -> Iterator[None]:
         # Further signals would interrupt the cleaning up; a hard kill remains possible.
         for other in previous:
             signal.signal(other, signal.SIG_IGN)
+        received.append(number)
         raise SystemExit(128 + number)
 
     for number, handler in previous.items():
@@ -144,7 +160,7 @@ def _signals_as_exits() -> Iterator[None]:
         if handler is not signal.SIG_IGN:
             signal.signal(number, leave)
     try:
-        yield
+        yield received
     finally:
         for number, handler in previous.items():
             # None stands for a handler that was not installed from Python and cannot be put back.

@@ -13,7 +13,7 @@ ENTRY_POINTS = "masksam_deploy.commands"
 
 # name -> (where it is, the first line of its help, repeated here so that the list needs no import)
 _BUILT_IN = {
-    "infer": ("masksam_deploy.cli.infer:infer", "Segment scans with a bundle."),
+    "infer": ("masksam_deploy.cli.infer:infer", "Segment a scan with a bundle."),
     "inspect": ("masksam_deploy.cli.inspect:inspect", "Show what a bundle holds, and verify it."),
     "pack": ("masksam_deploy.cli.pack:pack", "Put a bundle into one file."),
     "unpack": ("masksam_deploy.cli.unpack:unpack", "Restore a bundle from its packed file, and verify it."),

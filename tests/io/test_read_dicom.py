@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +13,7 @@ import numpy as np
 import pytest
 
 from masksam_deploy.errors import MemoryLimitError, ScanError
-from masksam_deploy.io import read_volume
+from masksam_deploy.io import dicom, read_volume
 
 Edit = Callable[[Any], None]
 EditedCopy = Callable[[Path, Path, Edit], Path]
@@ -285,3 +287,85 @@ def test_max_voxels_is_asked_before_pixels_are_decoded(data: Path, monkeypatch: 
 def test_a_folder_can_be_one_of_several_channels(data: Path) -> None:
     folder = data / "dicom" / "oblique"
     assert read_volume([folder, folder]).array.shape == (2, 3, 50, 100)
+
+
+def stated(folder: Path, edited_copy: EditedCopy, **tags: Any) -> Path:
+    """Every second slice of `folder`, 8 mm thick and apart, with other statements."""
+    for name in ("100.dcm", "140.dcm"):
+        (folder / name).unlink()
+    for file in sorted(folder.iterdir()):
+        edited_copy(file, file, assign(**tags))
+    return folder
+
+
+@pytest.mark.parametrize("between", ["8", "8.2", "5.3", "-8"])
+def test_steps_that_are_a_multiple_of_the_stated_one_are_missing_slices(
+    data: Path, copied_folder: Callable[..., Path], edited_copy: EditedCopy, between: str
+) -> None:
+    folder = copied_folder(data / "dicom" / "cine_mr_ed")
+    thickness = "8" if between != "5.3" else "5.5"
+    stated(folder, edited_copy, SpacingBetweenSlices=between, SliceThickness=thickness)
+    if between == "-8":
+        assert read_volume(folder).array.shape[1] == 3
+        return
+    message = refusal(folder)
+    assert f"found steps of 16 mm, the files state {between} mm between slices: slices are missing" in message
+
+
+@pytest.mark.parametrize(
+    ("between", "thickness"),
+    [
+        ("8", "10"),  # overlapping slices, or the gap between them
+        ("6", "10"),  # the gap
+        ("16", "8"),
+        ("15.9", "8"),
+        ("6.4", "6.4"),  # no whole multiple
+        ("8", None),
+        (None, "8"),
+        ("0", "0"),
+        ("8\\8", "8"),
+    ],
+)
+def test_steps_that_the_files_may_well_mean_are_accepted(
+    data: Path, copied_folder: Callable[..., Path], edited_copy: EditedCopy, between: str | None, thickness: str | None
+) -> None:
+    folder = copied_folder(data / "dicom" / "cine_mr_ed")
+    stated(folder, edited_copy, SpacingBetweenSlices=between, SliceThickness=thickness)
+    assert read_volume(folder).geometry.spacing_xyz[2] == pytest.approx(16, abs=1e-3)
+
+
+def test_slices_that_state_different_steps_are_not_judged_by_them(
+    data: Path, copied_folder: Callable[..., Path], edited_copy: EditedCopy
+) -> None:
+    folder = stated(copied_folder(data / "dicom" / "cine_mr_ed"), edited_copy)
+    edited_copy(folder / "120.dcm", folder / "120.dcm", assign(SpacingBetweenSlices="9"))
+    assert read_volume(folder).array.shape[1] == 3
+
+
+def test_a_folder_or_slice_whose_name_is_not_utf8_is_refused_before_it_aborts_itk(
+    data: Path, copied_folder: Callable[..., Path]
+) -> None:
+    folder = copied_folder(data / "dicom" / "oblique")
+    (folder / os.fsdecode(b"notes\xe9.txt")).write_text("not an image, so its name does no harm")
+    assert read_volume(folder).array.shape == (1, 3, 50, 100)
+    renamed = folder.rename(folder.with_name(os.fsdecode(b"s\xe9rie")))
+    message = refusal(renamed)
+    assert "s?rie: the path holds bytes that are not UTF-8" in message
+    folder = renamed.rename(folder)
+    (folder / "1.dcm").rename(folder / os.fsdecode(b"1\xe9.dcm"))
+    assert f"{folder}/1?.dcm: the path holds bytes that are not UTF-8" in refusal(folder)
+
+
+def test_a_slice_that_may_not_be_read_is_named(
+    data: Path, copied_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = copied_folder(data / "dicom" / "oblique")
+    is_dicom_file = dicom.is_dicom_file
+
+    def denied(path: Path) -> bool:
+        if path.name == "1.dcm":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return is_dicom_file(path)
+
+    monkeypatch.setattr(dicom, "is_dicom_file", denied)
+    assert refusal(folder).startswith(f"{folder / '1.dcm'}: cannot be read: Permission denied")

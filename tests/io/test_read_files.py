@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
+import os
 import shutil
 import struct
 from collections.abc import Callable
@@ -99,7 +101,7 @@ def test_nrrd_is_read_like_itk(data: Path) -> None:
     ("name", "part"),
     [
         ("nibabel_example4d.nii.gz", "4D image (128 x 96 x 24 x 2)"),
-        ("nreader_5D_small.nii", "5D image"),
+        ("nreader_5D_small.nii", "found 3 values per voxel (a colour or vector image), expected one"),
         ("nibabel_example_nifti2.nii.gz", "NIfTI-2"),
         ("nibabel_nifti1.hdr", "unknown file type"),
         ("nibabel_resampled_anat_moved.nii", "153 voxels that are NaN"),
@@ -387,3 +389,56 @@ def test_itk_warnings_stay_on_for_the_user_of_the_library(data: Path) -> None:
     SimpleITK.ProcessObject.SetGlobalWarningDisplay(True)
     read_volume(data / "nifti" / "nibabel_anatomical.nii")
     assert SimpleITK.ProcessObject.GetGlobalWarningDisplay()
+
+
+@pytest.mark.parametrize("axes", [(4, 5, 6, 2, 3), (4, 5, 6, 2)])
+def test_several_volumes_are_not_called_a_colour_image(tmp_path: Path, axes: tuple[int, ...]) -> None:
+    nibabel.save(nibabel.Nifti1Image(np.ones(axes, np.float32), np.eye(4)), tmp_path / "scan.nii")
+    assert f"{len(axes)}D image" in refusal(tmp_path / "scan.nii")
+
+
+def test_gzip_damage_is_named_even_where_itk_notices_it_first(tmp_path: Path) -> None:
+    path = tmp_path / "scan.nii.gz"
+    values = np.random.default_rng(0).integers(0, 900, (20, 20, 20)).astype(np.int16)
+    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(values), str(path))
+    whole = path.read_bytes()
+    damaged = 0
+    # zlib gives our header reader its few bytes in some of these cases, and ITK nothing.
+    for position in range(10, 1200):
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ 0x55]) + whole[position + 1 :])
+        with pytest.raises(ScanError) as caught:
+            read_volume(path)
+        assert "ITK refuses" not in str(caught.value)
+        damaged += "found a damaged gzip stream" in str(caught.value) and "expected an intact one" in str(caught.value)
+    assert damaged > 1000
+
+
+def undecodable(folder: Path, name: bytes) -> Path:
+    return folder / os.fsdecode(name)
+
+
+@pytest.mark.parametrize("suffix", [b".nii", b".nii.gz", b".nrrd", b".nhdr", b".mha", b".mhd"])
+def test_a_path_that_is_not_utf8_is_refused_before_it_aborts_itk(tmp_path: Path, suffix: bytes) -> None:
+    folder = undecodable(tmp_path, b"caf\xe9")
+    folder.mkdir()
+    for path in (undecodable(tmp_path, b"caf\xe9" + suffix), folder / os.fsdecode(b"scan" + suffix)):
+        path.write_bytes(b"not reached")
+        message = refusal(path)
+        assert "the path holds bytes that are not UTF-8" in message
+        assert "caf?" in message
+
+
+def test_a_path_in_another_script_is_read(tmp_path: Path) -> None:
+    assert read_volume(write_channel(tmp_path / "\u809d\u81d3 caf\u00e9.nii.gz")).array.shape == (1, 3, 4, 5)
+
+
+def test_a_file_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The tests may run as root, who may read everything.
+    path = write_channel(tmp_path / "scan.mha")
+
+    def denied(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "scan.raw"))
+
+    monkeypatch.setattr("masksam_deploy.io.itk.check_data", denied)
+    message = refusal(path)
+    assert message.startswith(f"{tmp_path / 'scan.raw'}: cannot be read: Permission denied")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import itertools
+import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -18,6 +20,7 @@ from hypothesis import strategies as st
 
 from masksam_deploy.errors import OutputError
 from masksam_deploy.io import read_volume, write_labels
+from masksam_deploy.io.labels import check_label_name
 from masksam_deploy.volume import Geometry, Volume
 
 FORMATS = [".nii", ".nii.gz", ".nrrd", ".mha"]
@@ -246,3 +249,40 @@ def test_every_axis_order_and_sign_of_a_real_grid_is_kept(tmp_path: Path) -> Non
         np.testing.assert_allclose(
             read_volume(tmp_path / "seg.nii.gz").geometry.direction_lps, geometry.direction_lps, atol=1e-7
         )
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_a_full_disk_is_named_though_itk_says_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    write = SimpleITK.WriteImage
+
+    def cut(image: SimpleITK.Image, path: str, **options: bool) -> None:
+        write(image, path, **options)
+        Path(path).write_bytes(Path(path).read_bytes()[:-30])
+
+    def full(path: Path) -> object:
+        assert path == tmp_path
+        return shutil._ntuple_diskusage(1000, 1000, 0)  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(SimpleITK, "WriteImage", cut)
+    with pytest.raises(OutputError, match="does not read back"):
+        write_labels(labels(), tmp_path / f"seg{suffix}")
+    monkeypatch.setattr(shutil, "disk_usage", full)
+    with pytest.raises(OutputError, match="the disk is full; free some space"):
+        write_labels(labels(), tmp_path / f"seg{suffix}")
+    monkeypatch.setattr(SimpleITK, "WriteImage", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("no luck")))
+    with pytest.raises(OutputError, match="the disk is full; free some space"):
+        write_labels(labels(), tmp_path / f"seg{suffix}")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_path_that_is_not_utf8_is_refused_before_it_aborts_itk(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    for path in (tmp_path / os.fsdecode(b"caf\xe9.nii.gz"), folder / "seg.nrrd"):
+        for refused in (lambda path=path: write_labels(labels(), path), lambda path=path: check_label_name(path)):
+            with pytest.raises(OutputError, match="the path holds bytes that are not UTF-8"):
+                refused()
+    assert list(folder.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [folder]

@@ -132,6 +132,72 @@ def test_output_that_cannot_be_written_is_refused_before_work(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("option", ["--overlay", "--report"])
+def test_failure_of_a_later_output_leaves_all_earlier_ones_as_they_were(
+    scan: Path, cardiac_bundle: Path, tmp_path: Path, option: str
+) -> None:
+    labels, other = tmp_path / "seg.nii.gz", tmp_path / ("o.png" if option == "--overlay" else "r.json")
+    labels.write_bytes(b"earlier labels")
+    other.write_bytes(b"earlier output")
+    broken = "draw_overlay" if option == "--overlay" else "_described"
+    script = (
+        "import masksam_deploy.cli.infer_scan as work, masksam_deploy.cli as cli, sys\n"
+        "def full(*_, **__): raise OSError(28, 'No space left on device')\n"
+        f"work.{broken} = full\n"
+        "cli.main(sys.argv[1:])"
+    )
+    arguments = ["infer", scan, "-b", cardiac_bundle, "-o", labels, option, other, "--no-tta", "--step", "1"]
+    result = subprocess.run(
+        [sys.executable, "-c", script, *map(str, arguments)], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert result.returncode == 2
+    assert "full" in result.stderr
+    assert labels.read_bytes() == b"earlier labels"
+    assert other.read_bytes() == b"earlier output"
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_report_must_be_json_so_that_it_replaces_no_patient_data(
+    scan: Path, cardiac_bundle: Path, tmp_path: Path
+) -> None:
+    message = refusal("infer", scan, "-b", cardiac_bundle, "-o", tmp_path / "s.nii", "--report", tmp_path / "1.dcm")
+    assert ".json" in message
+
+
+def test_outputs_inside_the_bundle_are_refused(scan: Path, cardiac_bundle: Path) -> None:
+    before = sorted(cardiac_bundle.iterdir())
+    message = refusal("infer", scan, "-b", cardiac_bundle, "-o", cardiac_bundle / "seg.nii.gz")
+    assert "inside the bundle" in message
+    assert sorted(cardiac_bundle.iterdir()) == before
+
+
+def test_one_file_for_two_channels_is_refused(scan: Path, cardiac_bundle: Path, tmp_path: Path) -> None:
+    assert "two channels" in refusal("infer", scan, "-c", scan, "-b", cardiac_bundle, "-o", tmp_path / "s.nii")
+
+
+@pytest.mark.parametrize("step", ["nan", "0", "1e-9", "1.5", "inf"])
+def test_absurd_steps_are_refused(scan: Path, cardiac_bundle: Path, tmp_path: Path, step: str) -> None:
+    result = run("infer", scan, "-b", cardiac_bundle, "-o", tmp_path / "s.nii", "--step", step)
+    assert result.returncode == 2
+    assert "0.05 to 1" in result.stderr
+
+
+def test_running_writes_nothing_into_the_users_home(scan: Path, cardiac_bundle: Path, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    result = subprocess.run(
+        [*COMMAND, "infer", scan, "-b", cardiac_bundle, "-o", tmp_path / "s.nii", "--no-tta", "--step", "1"],
+        env={**os.environ, "HOME": str(home), "XDG_CACHE_HOME": str(home)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert result.returncode == 0
+    assert result.stderr == ""
+    assert list(home.rglob("*")) == []
+
+
 def test_overlay_must_be_a_png(scan: Path, cardiac_bundle: Path, tmp_path: Path) -> None:
     message = refusal("infer", scan, "-b", cardiac_bundle, "-o", tmp_path / "s.nii", "--overlay", tmp_path / "o.gif")
     assert ".png" in message
@@ -151,8 +217,9 @@ def test_scan_larger_than_max_ram_is_refused(scan: Path, cardiac_bundle: Path, t
 
 
 def test_wrong_number_of_channels_is_refused_with_their_names(scan: Path, cardiac_bundle: Path, tmp_path: Path) -> None:
-    message = refusal("infer", scan, "-c", scan, "-b", cardiac_bundle, "-o", tmp_path / "seg.nii.gz")
+    message = refusal("infer", scan, "-c", "more.nii.gz", "-b", cardiac_bundle, "-o", tmp_path / "seg.nii.gz")
     assert "cineMRI" in message
+    assert "leave out" in message
 
 
 def test_cuda_without_cuda_is_an_error_not_a_fallback(scan: Path, cardiac_bundle: Path, tmp_path: Path) -> None:
