@@ -65,6 +65,7 @@ def export_bundle(
     target: str | Path,
     *,
     force: bool = False,
+    consume: bool = False,
     progress: Progress = lambda _: None,
 ) -> Bundle:
     """Export a trained network as a bundle directory, verified against the network.
@@ -73,6 +74,7 @@ def export_bundle(
         trained: from `load_checkpoint`.
         target: the bundle's directory, by custom `NAME.masksam`.
         force: whether an existing bundle may be replaced.
+        consume: free the network's weights as soon as they are not needed; `trained.model` is unusable afterwards.
         progress: called with a line of text at each step.
 
     Raises:
@@ -90,6 +92,8 @@ def export_bundle(
             references[name] = reference_outputs(trained.model, image)
         graphs = export_graphs(trained.model, staging, progress=progress)
         batched = sum(parameter.numel() for parameter in trained.model.parameters()) <= BATCH_CHECK_LIMIT
+        if consume:  # a ViT-H in torch beside the same in ONNX Runtime would take another 3 GB
+            trained.model.to(device="meta")
         figures = verify_chain(staging, graphs, references, batched=batched, progress=progress)
         progress("hashing and writing the bundle")
         manifest = Manifest(

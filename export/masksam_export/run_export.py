@@ -41,7 +41,7 @@ def run_export(
         )
         for note in trained.notes:
             console.print(one_line(note, limit=2000), soft_wrap=True)
-        bundle = export_bundle(trained, target, force=force, progress=step)
+        bundle = export_bundle(trained, target, force=force, consume=True, progress=step)
     seconds = time.perf_counter() - started
     if as_json:
         click.echo(json.dumps(_summary(bundle, trained.notes, seconds), indent=2))

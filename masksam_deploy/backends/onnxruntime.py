@@ -18,9 +18,14 @@ _ERRORS_ONLY = 3
 
 
 class OnnxRuntimeSession:
-    """A graph in ONNX Runtime. The device asked for is the device used, or there is an error."""
+    """A graph in ONNX Runtime. The device asked for is the device used, or there is an error.
 
-    def __init__(self, graph: Graph, path: Path, *, device: Device = "cpu", threads: int | None = None) -> None:
+    `lean` gives memory back after every operator: slower, for graphs that are run once.
+    """
+
+    def __init__(
+        self, graph: Graph, path: Path, *, device: Device = "cpu", threads: int | None = None, lean: bool = False
+    ) -> None:
         if device not in _PROVIDERS:
             raise BackendError(f"device '{device}' is unknown; expected {' or '.join(_PROVIDERS)}")
         runtime = import_runtime(device)
@@ -33,6 +38,9 @@ class OnnxRuntimeSession:
         options = runtime.SessionOptions()
         options.log_severity_level = _ERRORS_ONLY
         options.intra_op_num_threads = threads or 0
+        # From the second run on, a memory pattern holds one block for all tensors: up to twice what is needed.
+        options.enable_mem_pattern = False
+        options.enable_cpu_mem_arena = not lean
         try:
             self._session: Any = runtime.InferenceSession(
                 str(path), options, providers=[(wanted, _provider_options(device))]
