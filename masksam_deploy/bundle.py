@@ -29,6 +29,7 @@ from masksam_deploy.manifest_rules import (
     parse_manifest,
     shown,
 )
+from masksam_deploy.text import NOT_UTF8, is_utf8
 
 _CHUNK = 2**20
 _COPY_AGAIN = "copy or export the bundle again"
@@ -269,6 +270,8 @@ def file_digest(path: Path) -> FileDigest:
 
 
 def _check_directory(directory: Path) -> None:
+    if not is_utf8(directory):
+        raise BundleError(f"{shown(str(directory))}: {NOT_UTF8}")
     if directory.is_dir():
         return
     if not os.path.lexists(directory):

@@ -25,6 +25,7 @@ from masksam_deploy.overlay_tiles import (
     resized,
 )
 from masksam_deploy.patient_view import View, radiological_view
+from masksam_deploy.text import one_line
 from masksam_deploy.volume import Array, Geometry, Volume
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def require_pillow() -> None:
         raise MissingDependencyError("pillow", "cpu", "drawing an overlay") from exc
 
 
-def draw_overlay(scan: Volume, labels: Volume, names: Mapping[int, str], path: str | Path) -> None:
+def draw_overlay(scan: Volume, labels: Volume, names: Mapping[int, str], path: str | Path, *, title: str = "") -> None:
     """Draw slices of a scan with its labels as coloured contours, and a legend, into a PNG file.
 
     Slices lie across the coarsest axis, in radiological orientation (`patient_view.py`), evenly over where
@@ -77,6 +78,7 @@ def draw_overlay(scan: Volume, labels: Volume, names: Mapping[int, str], path: s
         labels: `[Z, Y, X]` of integers from 0 to 65535 on the same grid; 0 is background.
         names: label value -> name; all but 0 are listed, whether they occur or not.
         path: the file to write; an existing one is replaced.
+        title: a first line, say of what was segmented and by what; cut to the picture's width.
 
     Raises:
         ScanError: the grids differ.
@@ -98,7 +100,7 @@ def draw_overlay(scan: Volume, labels: Volume, names: Mapping[int, str], path: s
         for index, plane in zip(chosen, scan_planes, strict=True)
     ]
     captions = [f"slice {index + 1}" for index in chosen]
-    sheet = _sheet(tiles, captions, view, entries, _title(labels.geometry, view, window))
+    sheet = _sheet(tiles, captions, view, entries, _head(title, labels.geometry, view, window))
     with atomic_path(path) as temporary:
         sheet.save(temporary, format="PNG")
 
@@ -144,15 +146,17 @@ def _tile(scan: Array, labels: Array, listed: Sequence[int], shape: tuple[int, i
     return painted(np.asarray(grey, np.uint8), resized(codes, shape), colours, thickness=2)
 
 
-def _title(geometry: Geometry, view: View, window: Window) -> tuple[str, str]:
+def _head(title: str, geometry: Geometry, view: View, window: Window) -> list[str]:
     size = " x ".join(str(number) for number in geometry.size_xyz)
     spacing = " x ".join(f"{number:.2f}" for number in geometry.spacing_xyz)
     slices = geometry.shape_zyx[view.slice_axis]
-    return (
+    lines = [
+        one_line(title, limit=1000),
         f"{size} voxels of {spacing} mm",
-        f"{view.plane} slices, numbered 1 to {slices} in file order; "
+        f"{view.plane} slices, numbered 1 to {slices} from the first in space; "
         f"black to white is {window[0]:.4g} to {window[1]:.4g}",
-    )
+    ]
+    return [line for line in lines if line]
 
 
 def _sheet(
@@ -160,7 +164,7 @@ def _sheet(
     captions: Sequence[str],
     view: View,
     entries: Sequence[Entry],
-    title: tuple[str, str],
+    head: Sequence[str],
 ) -> Image:
     from PIL import Image, ImageDraw
 
@@ -170,12 +174,14 @@ def _sheet(
     rows = math.ceil(len(tiles) / columns)
     inner_width = max(columns * cell_width, _LEAST_WIDTH)
     legend = Legend(entries, inner_width)
-    tiles_top = _MARGIN + 2 * _TITLE + _SMALL
+    tiles_top = _MARGIN + 2 * _TITLE + _SMALL + (len(head) - 2) * _LINE
     legend_top = tiles_top + rows * cell_height + _MARGIN
     sheet = Image.new("RGB", (inner_width + 2 * _MARGIN, legend_top + legend.height + _MARGIN), _BACKGROUND)
     draw = ImageDraw.Draw(sheet)
-    draw.text((_MARGIN, _MARGIN), fitting(title[0], _TITLE, inner_width), TEXT, font(_TITLE))
-    draw.text((_MARGIN, _MARGIN + _TITLE + 8), fitting(title[1], _SMALL, inner_width), FAINT, font(_SMALL))
+    draw.text((_MARGIN, _MARGIN), fitting(head[0], _TITLE, inner_width), TEXT, font(_TITLE))
+    for number, line in enumerate(head[1:]):
+        y = _MARGIN + _TITLE + 8 + number * _LINE
+        draw.text((_MARGIN, y), fitting(line, _SMALL, inner_width), FAINT, font(_SMALL))
     left = _MARGIN + (inner_width - columns * cell_width) // 2 + (cell_width - width) // 2
     for number, (tile, caption) in enumerate(zip(tiles, captions, strict=True)):
         x, y = left + number % columns * cell_width, tiles_top + number // columns * cell_height + _GUTTER + _LINE

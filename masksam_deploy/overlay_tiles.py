@@ -20,6 +20,8 @@ _SPREAD_SLICES = 12
 _MOST_SLICES = 16
 _CT_AIR = -250.0
 """Hounsfield units that divide air and lung from fat and all else."""
+_CT_WINDOW = (-160.0, 240.0)
+"""Hounsfield units in which radiologists look at soft tissue; bone and metal, on many slices, would widen it."""
 _FILL = 0.25
 """How much of a label's colour covers the scan inside its contour."""
 
@@ -91,18 +93,18 @@ def _spread(candidates: Indices, most: int) -> set[int]:
 
 
 def grey_window(planes: Sequence[Array]) -> Window:
-    """Intensities to show as black and white: the 1st and 99th percentile of the shown slices.
+    """Intensities to show as black and white: soft tissue in CT, otherwise the shown slices' 1st and 99th percentile.
 
-    Voxels at the very minimum, which is what air and padding are often filled with, do not count, and in CT
-    neither does air: it would leave soft tissue without contrast.
+    Voxels at the very minimum, which is what air and padding are often filled with, do not count.
     """
     samples = np.concatenate([np.asarray(plane[::2, ::2], np.float64).ravel() for plane in planes])
     samples = samples[np.isfinite(samples)]
     if not samples.size or samples.min() == samples.max():
         return (float(samples[0]) - 1.0, float(samples[0]) + 1.0) if samples.size else (0.0, 1.0)
     # Only Hounsfield units reach that far below zero.
-    floor = _CT_AIR if samples.min() < _CT_AIR < samples.max() else samples.min()
-    low, high = np.percentile(samples[samples > floor], (1, 99))
+    if samples.min() < _CT_AIR < samples.max():
+        return _CT_WINDOW
+    low, high = np.percentile(samples[samples > samples.min()], (1, 99))
     # Two values only, as in a mask: the upper one must not become black.
     return (float(low) if high > low else float(samples.min()), float(high))
 

@@ -23,6 +23,9 @@ Box: TypeAlias = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 _TOO_LARGE = (
     "the scan has intensities too large to normalise in float32; expected a scan in its usual units, rescale it"
 )
+# Slices of 10 mm for a model at 0.5 mm are 20 times as coarse. Beyond that a wrong header is more likely, and the
+# network grid would take terabytes.
+_MOST_STRETCH = 25
 SMALLEST_DIVISOR = 1e-8  # nnU-Net's guard against dividing by a standard deviation of zero
 
 
@@ -73,8 +76,8 @@ def scan_frame(volume: Volume, spec: Preprocessing) -> ScanFrame:
     Lets a caller see `network_shape`, and so the memory that the work will take, beforehand.
 
     Raises:
-        ScanError: the scan has another number of channels than the model, or too few voxels along an axis to
-            leave one at the network's spacing.
+        ScanError: the scan has another number of channels than the model, or along an axis too few voxels to
+            leave one at the network's spacing, or voxels far larger than it.
         BundleError: the bundle normalises another number of channels than it names.
     """
     channels = volume.channels_czyx
@@ -107,11 +110,17 @@ def _axes(spec: Preprocessing) -> list[tuple[int, int]]:
 def _network_axis(extent: tuple[int, int], spacing: float, axis: int, spec: Preprocessing) -> int:
     """Voxels of one axis at the network's spacing: rounds half to even, in nnU-Net's order of operations."""
     size = extent[1] - extent[0]
-    resized = round(spacing / spec.spacing[axis] * size)
+    target = spec.spacing[axis]
+    if spacing > _MOST_STRETCH * target:
+        raise ScanError(
+            f"the scan has voxels of {spacing:.4g} mm along an axis that the model samples every {target:.4g} mm, "
+            f"expected at most {_MOST_STRETCH * target:.4g} mm; check the header's spacing"
+        )
+    resized = round(spacing / target * size)
     if resized < 1:
         raise ScanError(
-            f"the scan has {size} nonzero voxels of {spacing:g} mm along an axis that the model samples "
-            f"every {spec.spacing[axis]:g} mm, which leaves none; expected at least half a network voxel"
+            f"the scan covers {size * spacing:.4g} mm along an axis that the model samples every {target:.4g} mm; "
+            "give the whole volume, or check the spacing"
         )
     return resized
 
@@ -154,8 +163,8 @@ def preprocess(volume: Volume, spec: Preprocessing, frame: ScanFrame | None = No
         float32 data `[C, *network shape]`, not yet padded to the patch, and the way back.
 
     Raises:
-        ScanError: wrong number of channels, intensities that are not finite (or not 0..255 for RGBTo01), or
-            too few voxels.
+        ScanError: wrong number of channels, intensities that are not finite real numbers (or not 0..255 for RGBTo01),
+            or a grid that `scan_frame` refuses.
         BundleError: an unusable normalisation.
     """
     frame = frame or scan_frame(volume, spec)
@@ -187,6 +196,9 @@ def preprocess(volume: Volume, spec: Preprocessing, frame: ScanFrame | None = No
 
 
 def _float32_channel(channel: Array, name: str) -> NDArray[np.float32]:
+    # NumPy only warns when it drops an imaginary part.
+    if channel.dtype.kind not in "biuf":
+        raise ScanError(f"channel '{name}' holds {channel.dtype} values, expected real numbers; convert them first")
     with np.errstate(over="ignore", invalid="ignore"):
         converted = np.ascontiguousarray(channel, dtype=np.float32)
     if not _is_finite(converted):

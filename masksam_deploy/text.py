@@ -16,10 +16,22 @@ _NOISE = (
 )
 
 
+NOT_UTF8 = "the path holds bytes that are not UTF-8, expected a name in UTF-8; rename it"
+
+
+def is_utf8(path: str | Path) -> bool:
+    """Whether C++ libraries can be given the path: Python's stand-ins for undecodable bytes abort the process."""
+    try:
+        str(path).encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def one_line(text: str, limit: int = 160) -> str:
-    """`text` without control characters and undecodable bytes, white space collapsed, cut at `limit`."""
-    clean = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    clean = clean.encode("utf-8", "replace").decode("utf-8")
+    """`text` without control characters, `?` for undecodable bytes, white space collapsed, cut at `limit`."""
+    decodable = text.encode("utf-8", "replace").decode("utf-8")
+    clean = " ".join("".join(c if c.isprintable() else " " for c in decodable).split())
     return clean if len(clean) <= limit else clean[: limit - 3] + "..."
 
 

@@ -225,3 +225,10 @@ def test_a_failed_replacement_brings_the_old_bundle_back(
 def test_a_written_bundle_is_as_readable_as_other_files(heart: Bundle) -> None:
     (heart.path.parent / "other").mkdir()
     assert heart.path.stat().st_mode == (heart.path.parent / "other").stat().st_mode
+
+
+def test_paths_that_are_not_utf8_are_refused_before_a_native_library_sees_them(heart: Bundle, tmp_path: Path) -> None:
+    odd = tmp_path / os.fsdecode(b"x\xff")
+    shutil.copytree(heart.path, odd)
+    with pytest.raises(BundleError, match="UTF-8"):
+        Bundle.load(odd)

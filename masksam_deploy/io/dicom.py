@@ -20,7 +20,7 @@ from masksam_deploy.io.dicom_lengths import check_lengths
 from masksam_deploy.io.dicom_stack import Slice, stack
 from masksam_deploy.io.grid import check_grid
 from masksam_deploy.io.itk import quiet_itk
-from masksam_deploy.text import itk_reason, one_line, shown
+from masksam_deploy.text import NOT_UTF8, is_utf8, itk_reason, one_line, shown
 from masksam_deploy.volume import Array
 
 _PREAMBLE = 128
@@ -52,6 +52,7 @@ _PATIENT, _STUDY, _SERIES = "0010|0020", "0020|000d", "0020|000e"
 _POSITION, _ORIENTATION, _PIXEL_SPACING = "0020|0032", "0020|0037", "0028|0030"
 _SAMPLES, _PHOTOMETRIC, _FRAMES = "0028|0002", "0028|0004", "0028|0008"
 _INTERCEPT, _SLOPE = "0028|1052", "0028|1053"
+_THICKNESS, _BETWEEN = "0018|0050", "0018|0088"
 
 
 def open_dicom_series(folder: Path) -> Channel:
@@ -61,14 +62,17 @@ def open_dicom_series(folder: Path) -> Channel:
     along it; the origin is the position of the first slice, the z spacing the mean step.
 
     Raises:
-        ScanError: no image, several series, colour, multi-frame, not a scan, damaged; or slices that are
-            missing, doubled, unevenly spaced, tilted or of different size, spacing or orientation.
+        ScanError: no image, several series, colour, multi-frame, not a scan, damaged, a name that is not UTF-8;
+            or slices that are missing, doubled, unevenly spaced, tilted or of different size, spacing or orientation.
         OSError: a file cannot be read.
     """
     name = shown(folder)
     files = [path for path in sorted(folder.iterdir()) if path.is_file() and _may_be_slice(path)]
     if not files:
         raise ScanError(f"{name}: {_no_slices(folder)}")
+    undecodable = next((path for path in files if not is_utf8(path)), None)
+    if undecodable:
+        raise ScanError(f"{shown(undecodable)}: {NOT_UTF8}")
     headers = [_Header(path) for path in files]
     _check_one_series(headers, name)
     slices = [header.slice() for header in headers]
@@ -129,6 +133,8 @@ class _Header:
             position=self._numbers(_POSITION, 3, "ImagePositionPatient"),
             row=orientation[:3],
             column=orientation[3:],
+            thickness=self._length(_THICKNESS),
+            between=self._length(_BETWEEN),
         )
 
     def _refuse_other_objects(self) -> None:
@@ -154,6 +160,14 @@ class _Header:
         # GDCM takes a slope of 0 as 1.
         if self.text(_SLOPE) and self._numbers(_SLOPE, 1, "RescaleSlope")[0] == 0:
             raise ScanError(f"{where}: found a rescale slope of 0, expected another number; repair the file")
+
+    def _length(self, tag: str) -> float | None:
+        """A length in mm that is only a hint; None if it is missing or makes no sense."""
+        try:
+            value = float(self.text(tag))
+        except ValueError:
+            return None
+        return value if 0 < value < np.inf else None
 
     def _numbers(self, tag: str, count: int, meaning: str) -> tuple[float, ...]:
         text = self.text(tag)

@@ -23,13 +23,26 @@ _SPACING_RELATIVE = 1e-4
 _MISSING_STEP = 1.5
 _DOUBLE_STEP = 0.01
 _UNEVEN = 0.1
+# How closely steps must agree with a multiple of what the files state, as headers round.
+_STATED_RELATIVE = 0.05
+# Some vendors state the gap between slices instead of the distance of their centres; it is less than this share
+# of the thickness unless slices lie about as far apart as they are thick.
+_STATED_THICKNESS = 0.9
 # Sideways drift in units of the pixel spacing: below half a pixel, straightening the stack moves no label.
 _DRIFT_PIXELS = 0.5
 
 
 @dataclass(frozen=True)
 class Slice:
-    """Where one image lies, in LPS mm: `row` is the direction of growing x, `column` of growing y."""
+    """Where one image lies, in LPS mm.
+
+    Attributes:
+        path: its file.
+        size_xy, spacing_xy: of its pixels.
+        position: of the first pixel.
+        row, column: unit vectors along growing x and growing y.
+        thickness, between: SliceThickness and SpacingBetweenSlices, None where not stated.
+    """
 
     path: Path
     size_xy: tuple[int, int]
@@ -37,6 +50,8 @@ class Slice:
     position: tuple[float, ...]
     row: tuple[float, ...]
     column: tuple[float, ...]
+    thickness: float | None = None
+    between: float | None = None
 
 
 def stack(slices: Sequence[Slice], name: str) -> tuple[list[Slice], Geometry]:
@@ -60,6 +75,7 @@ def stack(slices: Sequence[Slice], name: str) -> tuple[list[Slice], Geometry]:
     _check_steps(ordered, heights[order], name)
     _check_no_drift(ordered, axes)
     step = float(heights[order[-1]] - heights[order[0]]) / (len(slices) - 1)
+    _check_stated(ordered, step, name)
     x, y, z = ordered[0].position
     geometry = Geometry(
         size_xyz=(*first.size_xy, len(slices)),
@@ -131,6 +147,23 @@ def _check_steps(ordered: Sequence[Slice], heights: NDArray[np.float64], name: s
         raise ScanError(
             f"{name}: found uneven slices ({ordered[i].path.name} lies {off[i]:.3g} mm off a regular grid of "
             f"{mean:.4g} mm), expected even steps; resample the series"
+        )
+
+
+def _check_stated(slices: Sequence[Slice], step: float, name: str) -> None:
+    """Refuse an even stack that lacks every second slice, or more, by what the files state."""
+    between = [s.between for s in slices if s.between is not None]
+    thickness = [s.thickness for s in slices if s.thickness is not None]
+    if len(between) < len(slices) or len(thickness) < len(slices):
+        return
+    stated = between[0]
+    if not np.allclose(between, stated, rtol=_SPACING_RELATIVE, atol=0) or stated < _STATED_THICKNESS * max(thickness):
+        return
+    multiple = round(step / stated)
+    if multiple >= 2 and abs(step - multiple * stated) <= _STATED_RELATIVE * multiple * stated:
+        raise ScanError(
+            f"{name}: found steps of {step:.4g} mm, the files state {stated:.4g} mm between slices: slices are "
+            "missing; export the series again"
         )
 
 

@@ -12,7 +12,7 @@ import SimpleITK
 from masksam_deploy.errors import ScanError
 from masksam_deploy.io.channel import Channel
 from masksam_deploy.io.grid import check_grid, times
-from masksam_deploy.io.nifti_header import check_itk_agrees, check_nifti_voxels, read_nifti_header
+from masksam_deploy.io.nifti_header import check_gzip, check_itk_agrees, check_nifti_voxels, read_nifti_header
 from masksam_deploy.io.text_header import (
     VoxelData,
     check_data,
@@ -121,6 +121,9 @@ def _read_information(path: Path, what: str) -> tuple[SimpleITK.ImageFileReader,
             raise ScanError(
                 f"{what}: found a sheared geometry (axes not at right angles), expected right angles; resample the scan"
             ) from error
+        if scan_suffix(path) == ".nii.gz":
+            # ITK inflates more than our look at the header does, and blames the header for what it meets there.
+            check_gzip(path, what)
         raise ScanError(f"{what}: found a header that ITK refuses ({itk_reason(error)}); check the file") from error
     if reader.GetNumberOfComponents() != 1 or reader.GetPixelID() not in _SCALAR_BYTES:
         kind = SimpleITK.GetPixelIDValueAsString(reader.GetPixelID())

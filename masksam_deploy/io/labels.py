@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ from masksam_deploy.atomic import atomic_path
 from masksam_deploy.errors import OutputError, ScanError
 from masksam_deploy.io.grid import check_grid
 from masksam_deploy.io.itk import open_itk_file, quiet_itk
-from masksam_deploy.text import itk_reason, shown
+from masksam_deploy.text import NOT_UTF8, is_utf8, itk_reason, shown
 from masksam_deploy.volume import Array, Geometry, Volume
 
 LABEL_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".mha")
@@ -48,12 +50,14 @@ def write_labels(labels: Volume, path: str | Path) -> None:
 
 
 def check_label_name(path: Path) -> None:
-    """Refuse a file name of a type that `write_labels` does not write.
+    """Refuse a path that `write_labels` cannot write: of another type, or not in UTF-8.
 
     Raises:
         OutputError: says which types there are.
     """
     name = shown(path)
+    if not is_utf8(path):
+        raise OutputError(f"{name}: {NOT_UTF8}")
     if path.name.lower().endswith((".mhd", ".nhdr")):
         raise OutputError(
             f"{name}: found a format of two files, which cannot be replaced in one step; write .mha or .nrrd instead"
@@ -82,7 +86,8 @@ def _write(array: Array, geometry: Geometry, path: Path, name: str) -> None:
             image.SetDirection(geometry.direction_lps)
             SimpleITK.WriteImage(image, str(path), useCompression=False)
     except RuntimeError as error:
-        raise OutputError(f"{name}: ITK cannot write it ({itk_reason(error)}); check the disk or use .nrrd") from error
+        message = f"{name}: ITK cannot write it ({itk_reason(error)}); check the disk or use .nrrd"
+        raise _failed(array, path, name, message) from error
 
 
 def _check_written(array: Array, geometry: Geometry, path: Path, name: str) -> None:
@@ -96,9 +101,21 @@ def _check_written(array: Array, geometry: Geometry, path: Path, name: str) -> N
             )
         channel.read_into(written)
     except (ScanError, TypeError) as error:
-        raise OutputError(f"{name}: does not read back after writing ({error}); check the disk") from error
+        message = f"{name}: does not read back after writing ({error}); check the disk"
+        raise _failed(array, path, name, message) from error
     if not np.array_equal(written, array):
-        raise OutputError(f"{name}: holds other labels than were written; check the disk")
+        raise _failed(array, path, name, f"{name}: holds other labels than were written; check the disk")
+
+
+def _failed(array: Array, path: Path, name: str, message: str) -> OutputError:
+    """What to say about a file that did not become whole: `message`, unless the disk is full.
+
+    ITK loses the system's reason. The half file still takes its place now, so what is free tells.
+    """
+    with suppress(OSError):
+        if shutil.disk_usage(path.parent).free < array.nbytes:
+            return OutputError(f"{name}: cannot be written: the disk is full; free some space")
+    return OutputError(message)
 
 
 def _difference(found: Geometry, wanted: Geometry) -> str | None:

@@ -132,6 +132,24 @@ def check_nifti_voxels(path: Path, header: NiftiHeader, what: str) -> None:
         raise ScanError(f"{what}: found {bad} voxels that are NaN or infinite, expected finite numbers; replace them")
 
 
+def check_gzip(path: Path, what: str) -> None:
+    """Check that a compressed file inflates to its end, in constant memory; plain files pass.
+
+    Raises:
+        ScanError: the stream is damaged.
+        OSError: the file cannot be read.
+    """
+    with path.open("rb") as file:
+        if not _is_gzip(file):
+            return
+        stream = gzip.GzipFile(fileobj=file)
+        try:
+            while stream.read(_CHUNK):
+                pass
+        except _GZIP_ERRORS as error:
+            raise _damaged(what, error) from error
+
+
 def _scan_voxels(stream: BinaryIO | gzip.GzipFile, header: NiftiHeader) -> tuple[int, int]:
     """Length of the whole stream, and the number of voxels that are not finite."""
     length = len(stream.read(header.offset))
@@ -206,6 +224,12 @@ def _spatial_size(dim: tuple[int, ...], what: str) -> tuple[int, int, int]:
     # A trailing axis of one entry (or none: some writers put 0 there) holds no further data.
     while len(axes) > 3 and axes[-1] in (0, 1):
         axes.pop()
+    if len(axes) == 5 and axes[3] in (0, 1):
+        # The fifth axis is the standard's place for what is not a volume of its own.
+        raise ScanError(
+            f"{what}: found {axes[4]} values per voxel (a colour or vector image), expected one; give a scan with one "
+            "value per voxel"
+        )
     if len(axes) != 3:
         raise ScanError(f"{what}: found a {len(axes)}D image ({times(axes)}), expected one 3D scan; extract one volume")
     return (axes[0], axes[1], axes[2])
@@ -253,7 +277,7 @@ def _is_gzip(file: BinaryIO) -> bool:
 
 
 def _damaged(what: str, error: Exception) -> ScanError:
-    return ScanError(f"{what}: found a damaged gzip stream ({error}), expected a complete file; copy it again")
+    return ScanError(f"{what}: found a damaged gzip stream ({error}), expected an intact one; copy it again")
 
 
 def _too_short(what: str, found: str, expected: int) -> ScanError:

@@ -13,7 +13,7 @@ from masksam_deploy.io.channel import Channel
 from masksam_deploy.io.dicom import is_dicom_file, open_dicom_series
 from masksam_deploy.io.grid import affine_lps, corner_shift_mm, times
 from masksam_deploy.io.itk import open_itk_file, scan_suffix
-from masksam_deploy.text import one_line, shown
+from masksam_deploy.text import NOT_UTF8, is_utf8, one_line, shown
 from masksam_deploy.volume import Volume
 
 # Far more than rounding in headers explains, far less than changes a label map.
@@ -58,6 +58,8 @@ def read_volume(path: str | Path | Sequence[str | Path], *, max_voxels: int | No
 
 def _open(path: Path) -> Channel:
     name = shown(path)
+    if not is_utf8(path):
+        raise ScanError(f"{name}: {NOT_UTF8}")
     try:
         if path.is_dir():
             return open_dicom_series(path)
@@ -77,8 +79,10 @@ def _open(path: Path) -> Channel:
 
 
 def _unreadable(name: str, error: OSError) -> ScanError:
+    # In a folder, or of a header and its voxels, one file may be the unreadable one.
+    where = shown(error.filename) if isinstance(error.filename, (str, Path)) else name
     return ScanError(
-        f"{name}: cannot be read: {one_line(error.strerror or str(error))}; check the path and permissions"
+        f"{where}: cannot be read: {one_line(error.strerror or str(error))}; check the path and permissions"
     )
 
 

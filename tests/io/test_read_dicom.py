@@ -298,16 +298,13 @@ def stated(folder: Path, edited_copy: EditedCopy, **tags: Any) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("between", ["8", "8.2", "5.3", "-8"])
+@pytest.mark.parametrize("between", ["8", "8.2", "5.3"])
 def test_steps_that_are_a_multiple_of_the_stated_one_are_missing_slices(
     data: Path, copied_folder: Callable[..., Path], edited_copy: EditedCopy, between: str
 ) -> None:
     folder = copied_folder(data / "dicom" / "cine_mr_ed")
     thickness = "8" if between != "5.3" else "5.5"
     stated(folder, edited_copy, SpacingBetweenSlices=between, SliceThickness=thickness)
-    if between == "-8":
-        assert read_volume(folder).array.shape[1] == 3
-        return
     message = refusal(folder)
     assert f"found steps of 16 mm, the files state {between} mm between slices: slices are missing" in message
 
@@ -322,7 +319,8 @@ def test_steps_that_are_a_multiple_of_the_stated_one_are_missing_slices(
         ("6.4", "6.4"),  # no whole multiple
         ("8", None),
         (None, "8"),
-        ("0", "0"),
+        ("8", "0"),
+        ("-8", "8"),
         ("8\\8", "8"),
     ],
 )

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel
 import numpy as np
@@ -261,9 +262,12 @@ def test_a_full_disk_is_named_though_itk_says_nothing(
         write(image, path, **options)
         Path(path).write_bytes(Path(path).read_bytes()[:-30])
 
-    def full(path: Path) -> object:
+    def failing(*_: object, **__: object) -> None:
+        raise RuntimeError("no luck")
+
+    def full(path: Path) -> SimpleNamespace:
         assert path == tmp_path
-        return shutil._ntuple_diskusage(1000, 1000, 0)  # type: ignore[attr-defined]
+        return SimpleNamespace(free=0)
 
     monkeypatch.setattr(SimpleITK, "WriteImage", cut)
     with pytest.raises(OutputError, match="does not read back"):
@@ -271,7 +275,7 @@ def test_a_full_disk_is_named_though_itk_says_nothing(
     monkeypatch.setattr(shutil, "disk_usage", full)
     with pytest.raises(OutputError, match="the disk is full; free some space"):
         write_labels(labels(), tmp_path / f"seg{suffix}")
-    monkeypatch.setattr(SimpleITK, "WriteImage", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("no luck")))
+    monkeypatch.setattr(SimpleITK, "WriteImage", failing)
     with pytest.raises(OutputError, match="the disk is full; free some space"):
         write_labels(labels(), tmp_path / f"seg{suffix}")
     assert list(tmp_path.iterdir()) == []
@@ -281,8 +285,9 @@ def test_a_path_that_is_not_utf8_is_refused_before_it_aborts_itk(tmp_path: Path)
     folder = tmp_path / os.fsdecode(b"caf\xe9")
     folder.mkdir()
     for path in (tmp_path / os.fsdecode(b"caf\xe9.nii.gz"), folder / "seg.nrrd"):
-        for refused in (lambda path=path: write_labels(labels(), path), lambda path=path: check_label_name(path)):
-            with pytest.raises(OutputError, match="the path holds bytes that are not UTF-8"):
-                refused()
+        with pytest.raises(OutputError, match="the path holds bytes that are not UTF-8"):
+            check_label_name(path)
+        with pytest.raises(OutputError, match="the path holds bytes that are not UTF-8"):
+            write_labels(labels(), path)
     assert list(folder.iterdir()) == []
     assert list(tmp_path.iterdir()) == [folder]
