@@ -404,13 +404,13 @@ def test_gzip_damage_is_named_even_where_itk_notices_it_first(tmp_path: Path) ->
     whole = path.read_bytes()
     damaged = 0
     # zlib gives our header reader its few bytes in some of these cases, and ITK nothing.
-    for position in range(10, 1200):
+    for position in range(10, 1200, 6):
         path.write_bytes(whole[:position] + bytes([whole[position] ^ 0x55]) + whole[position + 1 :])
         with pytest.raises(ScanError) as caught:
             read_volume(path)
         assert "ITK refuses" not in str(caught.value)
         damaged += "found a damaged gzip stream" in str(caught.value) and "expected an intact one" in str(caught.value)
-    assert damaged > 1000
+    assert damaged > 170
 
 
 def undecodable(folder: Path, name: bytes) -> Path:
