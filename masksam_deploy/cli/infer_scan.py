@@ -86,16 +86,14 @@ def _check_paths(inputs: tuple[Path, ...], bundle: Path, outputs: Outputs) -> No
         _check_suffix(outputs.overlay, ".png")
     if outputs.report:
         _check_suffix(outputs.report, ".json")
-    if len({path.resolve() for path in inputs}) < len(inputs):
+    scans = {path.resolve() for path in inputs}
+    if len(scans) < len(inputs):
         raise ScanError("one file is given for two channels; give every channel its own")
-    taken = {path.resolve() for path in inputs}
     for path in outputs.named().values():
-        place = path.resolve()
-        if place in taken:
-            raise OutputError(f"'{shown(path)}' is named twice, or is the scan itself; give every output its own name")
-        if bundle.resolve() in place.parents:
+        if path.resolve() in scans:
+            raise OutputError(f"'{shown(path)}' is the scan itself; give the output another name")
+        if bundle.resolve() in path.resolve().parents:
             raise OutputError(f"'{shown(path)}' lies inside the bundle, which must stay as it is; write elsewhere")
-        taken.add(place)
         check_writable(path)
 
 

@@ -114,11 +114,6 @@ def test_output_over_the_scan_is_refused(scan: Path, cardiac_bundle: Path, tmp_p
     assert copy.read_bytes() == before
 
 
-def test_two_outputs_of_one_name_are_refused(scan: Path, cardiac_bundle: Path, tmp_path: Path) -> None:
-    out = tmp_path / "same.nii.gz"
-    assert "named twice" in refusal("infer", scan, "-b", cardiac_bundle, "-o", out, "--report", out)
-
-
 @pytest.mark.parametrize(
     ("output", "expected"),
     [("seg.jpg", ".nii.gz"), ("no/such/folder/seg.nii.gz", "folder"), ("seg.mhd", ".mha"), ("seg", ".nii.gz")],
