@@ -20,7 +20,7 @@ _ERRORS_ONLY = 3
 class OnnxRuntimeSession:
     """A graph in ONNX Runtime. The device asked for is the device used, or there is an error.
 
-    `lean` gives memory back after every operator: slower, for graphs that are run once.
+    `lean` keeps no packed weights and gives memory back after every operator: slower, for graphs run once or twice.
     """
 
     def __init__(
@@ -41,6 +41,8 @@ class OnnxRuntimeSession:
         # From the second run on, a memory pattern holds one block for all tensors: up to twice what is needed.
         options.enable_mem_pattern = False
         options.enable_cpu_mem_arena = not lean
+        if lean:  # packed copies of the weights beside the weights
+            options.add_session_config_entry("session.disable_prepacking", "1")
         try:
             self._session: Any = runtime.InferenceSession(
                 str(path), options, providers=[(wanted, _provider_options(device))]
