@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,6 +28,15 @@ def _skip(items: list[pytest.Item], marker: str, reason: str) -> None:
     for item in items:
         if marker in item.keywords:
             item.add_marker(pytest.mark.skip(reason=reason))
+
+
+INTERRUPTIBLE = [
+    sys.executable,
+    "-c",
+    "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "from masksam_deploy.cli import main; main(sys.argv[1:])",
+]
+"""The command line, listening to SIGINT even where the tests themselves run with it ignored (background jobs)."""
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 from masksam_deploy.bundle import Bundle
+from tests.conftest import INTERRUPTIBLE
 
 COMMAND = [sys.executable, "-m", "masksam_deploy", "export"]
 
@@ -53,7 +54,7 @@ def test_what_cannot_be_exported_is_one_line(tmp_path: Path, cardiac_bundle: Pat
 
 
 def test_interrupting_an_export_leaves_nothing_behind(cardiac_case: Path, tmp_path: Path) -> None:
-    arguments = [*COMMAND, str(cardiac_case / "checkpoint_final.pth"), "-o", "x.masksam"]
+    arguments = [*INTERRUPTIBLE, "export", str(cardiac_case / "checkpoint_final.pth"), "-o", "x.masksam"]
     process = subprocess.Popen(arguments, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 120
     while not any(tmp_path.iterdir()) and time.monotonic() < deadline:

@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 import SimpleITK
 
+from tests.conftest import INTERRUPTIBLE
+
 COMMAND = [sys.executable, "-m", "masksam_deploy"]
 
 
@@ -242,7 +244,7 @@ def test_interrupting_leaves_nothing_behind(
     scan = cardiac_case / "c_cardiac_0000.nii.gz"
     arguments = ["infer", scan, "-b", cardiac_bundle, "-o", "seg.nii.gz", "--overlay", "o.png", "--report", "r.json"]
     process = subprocess.Popen(
-        [*COMMAND, *map(str, arguments)], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [*INTERRUPTIBLE, *map(str, arguments)], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     time.sleep(4)
     os.kill(process.pid, number)
