@@ -64,6 +64,7 @@ def load_checkpoint(
     dataset: str | Path | None = None,
     configuration: str | None = None,
     mirror_axes: tuple[int, ...] | None = None,
+    owned: bool = False,
 ) -> TrainedMaskSAM:
     """Read an nnU-Net trainer checkpoint, or a plain state dict with its plans and dataset.json.
 
@@ -73,6 +74,7 @@ def load_checkpoint(
         dataset: nnU-Net dataset.json; overrides what the checkpoint carries.
         configuration: configuration of the plans; by default the checkpoint's own, else `3d_fullres`.
         mirror_axes: allowed mirror axes; by default the checkpoint's own, else none.
+        owned: copy the weights into memory of their own, which `release` can free, instead of mapping the file.
 
     Raises:
         CheckpointError: the file is unsafe, damaged, incomplete or inconsistent; the message lists all of it.
@@ -84,7 +86,7 @@ def load_checkpoint(
     plan = _plan(content, plans, dataset, configuration)
     shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     config = config_from_shapes(shapes, norm_eps=plan.norm_eps, leaky_slope=plan.leaky_slope)
-    model = _build(config, weights, budget=FLOAT32_GROWTH * source.stat().st_size)
+    model = _build(config, weights, budget=FLOAT32_GROWTH * source.stat().st_size, owned=owned)
     preprocessing, labels = plan.preprocessing(), plan.labels()
     _check_agreement(config, plan, preprocessing, labels)
     axes, axes_note = _mirror_axes(content, mirror_axes)
@@ -99,6 +101,18 @@ def load_checkpoint(
         axes_note,
     )
     return TrainedMaskSAM(model, preprocessing, labels, axes, source, digest, notes)
+
+
+def release(model: MaskSAM) -> None:
+    """Free a network's weights, whoever still refers to them; it cannot be used afterwards.
+
+    torch's exporter keeps references to what it traced. Only weights loaded as `owned` can be freed this way.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        storage = tensor.untyped_storage()
+        if storage.resizable():
+            storage.resize_(0)
+    model.to(device="meta")
 
 
 def _network_weights(content: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -172,7 +186,9 @@ def _read_json(path: str | Path) -> Any:
         raise CheckpointError(f"'{file}' cannot be read as JSON: {reason(error)}") from error
 
 
-def _build(config: ModelConfig, weights: Mapping[str, Tensor], *, budget: int | None = None) -> MaskSAM:
+def _build(
+    config: ModelConfig, weights: Mapping[str, Tensor], *, budget: int | None = None, owned: bool = False
+) -> MaskSAM:
     """The network with these weights; everything that does not fit is listed in one error.
 
     `budget` limits the bytes of the weights in float32: tensors that share storage could ask for any amount.
@@ -202,11 +218,11 @@ def _build(config: ModelConfig, weights: Mapping[str, Tensor], *, budget: int | 
         ]
     if problems:
         raise CheckpointError(f"the weights do not fit a MaskSAM '{config.variant}' network: {'; '.join(problems)}")
-    model.load_state_dict(_in_float32(weights, budget), strict=True, assign=True)
+    model.load_state_dict(_in_float32(weights, budget, copy=owned), strict=True, assign=True)
     return model.eval().requires_grad_(False)
 
 
-def _in_float32(weights: Mapping[str, Tensor], budget: int | None) -> dict[str, Tensor]:
+def _in_float32(weights: Mapping[str, Tensor], budget: int | None, *, copy: bool = False) -> dict[str, Tensor]:
     """Every tensor in float32; copies that share memory are converted once."""
     places = {name: (value.data_ptr(), tuple(value.shape), value.stride()) for name, value in weights.items()}
     distinct = {places[name]: value for name, value in weights.items()}
@@ -216,7 +232,7 @@ def _in_float32(weights: Mapping[str, Tensor], budget: int | None) -> dict[str, 
             f"the weights would take {needed / 2**20:.0f} MiB in float32, far more than the file holds; "
             "expected tensors with data of their own: save the checkpoint again"
         )
-    converted = {place: value.to(torch.float32) for place, value in distinct.items()}
+    converted = {place: value.to(torch.float32, copy=copy) for place, value in distinct.items()}
     return {name: converted[place] for name, place in places.items()}
 
 

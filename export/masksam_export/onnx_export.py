@@ -25,7 +25,7 @@ from masksam_deploy.backends.onnxruntime import runtime_version
 from masksam_deploy.bundle import Bundle, check_target, staging_directory, write_bundle
 from masksam_deploy.errors import ExportError
 from masksam_deploy.manifest import Graph, Manifest, Port, Provenance
-from masksam_export.checkpoint import TrainedMaskSAM
+from masksam_export.checkpoint import TrainedMaskSAM, release
 from masksam_export.graphs import GraphPart, graph_parts
 from masksam_export.model import MaskSAM
 from masksam_export.verify import BATCH_CHECK_LIMIT, example_inputs, reference_outputs, verify_chain
@@ -93,7 +93,7 @@ def export_bundle(
         graphs = export_graphs(trained.model, staging, progress=progress)
         batched = sum(parameter.numel() for parameter in trained.model.parameters()) <= BATCH_CHECK_LIMIT
         if consume:  # a ViT-H in torch beside the same in ONNX Runtime would take another 3 GB
-            trained.model.to(device="meta")
+            release(trained.model)
         figures = verify_chain(staging, graphs, references, batched=batched, progress=progress)
         progress("hashing and writing the bundle")
         manifest = Manifest(

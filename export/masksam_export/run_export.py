@@ -37,7 +37,12 @@ def run_export(
                 console.print(f"  {text}")
 
         trained = load_checkpoint(
-            checkpoint, plans=plans, dataset=dataset, configuration=configuration, mirror_axes=mirror_axes
+            checkpoint,
+            plans=plans,
+            dataset=dataset,
+            configuration=configuration,
+            mirror_axes=mirror_axes,
+            owned=True,
         )
         for note in trained.notes:
             console.print(one_line(note, limit=2000), soft_wrap=True)

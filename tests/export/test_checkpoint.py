@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from masksam_deploy.errors import CheckpointError, OutputError
-from masksam_export.checkpoint import TrainedMaskSAM, _in_float32, load_checkpoint
+from masksam_export.checkpoint import TrainedMaskSAM, _in_float32, load_checkpoint, release
 from masksam_export.cli import export
 from masksam_export.plans import Plan
 from masksam_export.safe_load import SAFE_GLOBALS, _float_scalar
@@ -342,3 +342,11 @@ def test_huge_numbers_and_devices_as_plans_are_refused(
     bad.write_text('{"transpose_forward": ' + "1" * 5000 + "}")
     assert "plans.json" in refusal(path, plans=bad, dataset=cardiac_case / "dataset.json")
     assert "/dev/zero" in refusal(path, plans="/dev/zero", dataset=cardiac_case / "dataset.json")
+
+
+def test_released_weights_are_gone_whoever_refers_to_them(official: Path) -> None:
+    trained = load_checkpoint(official, owned=True)
+    kept = [parameter.detach() for parameter in trained.model.parameters()]
+    release(trained.model)
+    assert {tensor.untyped_storage().nbytes() for tensor in kept} == {0}
+    assert {parameter.device.type for parameter in trained.model.parameters()} == {"meta"}
