@@ -212,7 +212,7 @@ def replace_port(port: Port, sizes: tuple[int, ...]) -> Port:
 
 @pytest.mark.slow
 def test_full_size_vit_b_exports_and_agrees(tmp_path: Path) -> None:
-    """Many minutes on two cores, and about 6 GB of memory."""
+    """Many minutes on two cores, and many gigabytes of memory."""
     torch.manual_seed(0)
     model = MaskSAM(replace(ACDC)).eval().requires_grad_(False)
     bundle = export_bundle(trained_with(model), tmp_path / "vit-b.masksam")
