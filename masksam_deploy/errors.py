@@ -54,3 +54,7 @@ class ParityError(ExportError):
     """Exported graphs disagree with the network they came from."""
 
     exit_code = 3
+
+
+class DatasetError(MaskSamError):
+    """A training dataset is incomplete or inconsistent, or cannot be trained on as asked."""

@@ -27,6 +27,8 @@ Progress = Callable[[int, int], None]
 
 SMALLEST_STEP = 0.05
 """Twenty windows over each voxel along each axis: more take days and add nothing."""
+BYTES_PER_VOXEL = 13
+"""At least: the scan and its normalised copy in float32, the network's input, and the label map."""
 FIXED_BYTES = 2**27
 """Slabs and buffers that do not grow with the scan."""
 

@@ -8,20 +8,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+from masksam_deploy.cli.values import FILE, size_in_bytes
+
 if TYPE_CHECKING:
     from masksam_deploy.backends.base import Device
     from masksam_deploy.sliding_window import Accumulator
-
-_FILE = click.Path(path_type=Path, readable=False)  # what is wrong with a file is said in our own one line
-
-
-def _size(_: click.Context, __: click.Parameter, text: str | None) -> int | None:
-    from masksam_deploy.memory import available_memory, parse_size
-
-    try:
-        return parse_size(text) if text else available_memory()
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from error
 
 
 def _step(_: click.Context, __: click.Parameter, value: float) -> float:
@@ -33,19 +24,19 @@ def _step(_: click.Context, __: click.Parameter, value: float) -> float:
 
 
 @click.command(short_help="Segment a scan with a bundle.")
-@click.argument("scan", type=_FILE)
-@click.option("-b", "--bundle", required=True, type=_FILE, help="Bundle directory.")
-@click.option("-o", "--output", required=True, type=_FILE, help="Label map: .nii.gz .nii .nrrd .mha")
+@click.argument("scan", type=FILE)
+@click.option("-b", "--bundle", required=True, type=FILE, help="Bundle directory.")
+@click.option("-o", "--output", required=True, type=FILE, help="Label map: .nii.gz .nii .nrrd .mha")
 @click.option(
     "-c",
     "--channel",
     "channels",
     multiple=True,
-    type=_FILE,
+    type=FILE,
     help="Further input channel, in the model's order; repeat for more.",
 )
-@click.option("--overlay", type=_FILE, help="Draw a contact sheet (.png).")
-@click.option("--report", type=_FILE, help="Write volumes, timings and hashes (.json).")
+@click.option("--overlay", type=FILE, help="Draw a contact sheet (.png).")
+@click.option("--report", type=FILE, help="Write volumes, timings and hashes (.json).")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option("--tta/--no-tta", default=True, help="Average over mirrored windows where the bundle allows it [on].")
 @click.option(
@@ -64,7 +55,7 @@ def _step(_: click.Context, __: click.Parameter, value: float) -> float:
     help="Distance of windows as a share of the patch.",
 )
 @click.option("--threads", type=click.IntRange(1), help="CPU threads for the network [all cores].")
-@click.option("--max-ram", callback=_size, help="Refuse scans that need more, e.g. 8G [what is free now].")
+@click.option("--max-ram", callback=size_in_bytes, help="Refuse scans that need more, e.g. 8G [what is free now].")
 @click.option("--json", "as_json", is_flag=True, help="Print the report instead of a summary.")
 def infer(
     scan: Path,

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +14,16 @@ import click
 from masksam_deploy.atomic import atomic_path, check_writable
 from masksam_deploy.backends.base import Device
 from masksam_deploy.bundle import Bundle, file_digest
+from masksam_deploy.cli.progress import progress_bar
 from masksam_deploy.errors import OutputError, ScanError
 from masksam_deploy.io import read_volume, write_labels
 from masksam_deploy.io.labels import check_label_name
 from masksam_deploy.overlay import draw_overlay, require_pillow
 from masksam_deploy.report import Report, Stopwatch
-from masksam_deploy.segmenter import Progress, Segmentation, Segmenter
+from masksam_deploy.segmenter import BYTES_PER_VOXEL, Segmentation, Segmenter
 from masksam_deploy.sliding_window import Accumulator
 from masksam_deploy.text import one_line, shown
 from masksam_deploy.volume import Volume
-
-BYTES_PER_VOXEL = 13
-"""The scan and its normalised copy in float32, the network's input, and the label map."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +65,9 @@ def infer_scan(
         Segmenter(
             loaded, device=device, tta=tta, accumulator=accumulator, step=step, threads=threads, max_ram=max_ram
         ) as segmenter,
-        _progress_bar() as progress,
+        progress_bar("network") as progress,
     ):
-        result = segmenter(volume, progress)
+        result = segmenter(volume, partial(progress, "network") if progress else None)
     _write(volume, result, inputs, outputs, watch, title=f"{inputs[0].name}   {loaded.manifest.name}")
     if as_json:
         click.echo(json.dumps(result.report.to_dict(), indent=2))
@@ -130,30 +127,6 @@ def _write(
         }
         if "report" in temporary:
             temporary["report"].write_text(json.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")
-
-
-@contextmanager
-def _progress_bar() -> Iterator[Progress | None]:
-    """A bar on a terminal, nothing in a pipe."""
-    if sys.stderr is None or not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bars
-
-    console = Console(stderr=True)
-    if console.is_dumb_terminal:
-        yield None
-        return
-    columns = (TextColumn("network"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Bars(*columns, console=console, transient=True) as bars:
-        task = bars.add_task("network", total=None)
-
-        def advance(done: int, total: int) -> None:
-            bars.update(task, completed=done, total=total)
-
-        yield advance
 
 
 def _described(path: Path, name: Path | None = None) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from masksam_deploy.io.dicom_stack import Slice, stack
 from masksam_deploy.io.grid import check_grid
 from masksam_deploy.io.itk import quiet_itk
 from masksam_deploy.text import NOT_UTF8, is_utf8, itk_reason, one_line, shown
-from masksam_deploy.volume import Array
+from masksam_deploy.volume import Array, Geometry
 
 _PREAMBLE = 128
 _IMAGE_SUFFIXES = ("", ".dcm", ".dicom", ".ima", ".img")
@@ -66,6 +66,21 @@ def open_dicom_series(folder: Path) -> Channel:
             or slices that are missing, doubled, unevenly spaced, tilted or of different size, spacing or orientation.
         OSError: a file cannot be read.
     """
+    paths, geometry = ordered_files(folder)
+
+    def read_into(out: Array) -> None:
+        for path, plane in zip(paths, out, strict=True):
+            _decode(path, plane)
+
+    return Channel(shown(folder), geometry, read_into)
+
+
+def ordered_files(folder: Path) -> tuple[list[Path], Geometry]:
+    """The file of each slice, in the order in which `open_dicom_series` stacks them along z, and their grid.
+
+    Raises:
+        ScanError, OSError: as `open_dicom_series`.
+    """
     name = shown(folder)
     files = [path for path in sorted(folder.iterdir()) if path.is_file() and _may_be_slice(path)]
     if not files:
@@ -78,13 +93,7 @@ def open_dicom_series(folder: Path) -> Channel:
     slices = [header.slice() for header in headers]
     ordered, geometry = stack(slices, name)
     check_grid(geometry, name)
-    paths = [s.path for s in ordered]
-
-    def read_into(out: Array) -> None:
-        for path, plane in zip(paths, out, strict=True):
-            _decode(path, plane)
-
-    return Channel(name, geometry, read_into)
+    return [s.path for s in ordered], geometry
 
 
 def is_dicom_file(path: Path) -> bool:

@@ -17,6 +17,9 @@ MAX_SPACING_MM = 1e3
 # Direction cosines in files are often rounded to 4 decimals; beyond a few such roundings the axes are
 # sheared.
 ORTHONORMAL_TOLERANCE = 1e-3
+# NIfTI keeps geometry in float32 (relative 6e-8); anything coarser than this was changed, not rounded.
+SAME_RELATIVE = 1e-4
+SAME_ORIGIN_VOXELS = 1e-2
 
 
 def check_grid(geometry: Geometry, what: str) -> None:
@@ -74,3 +77,16 @@ def corner_shift_mm(
 def times(values: Sequence[float]) -> str:
     """`3 x 4 x 5`."""
     return " x ".join(str(v) if isinstance(v, int) else f"{v:.6g}" for v in values)
+
+
+def grid_difference(found: Geometry, wanted: Geometry) -> str | None:
+    """What differs between two grids, size, spacing, origin or direction, with both values; None if they are one."""
+    if found.size_xyz != wanted.size_xyz:
+        return f"size {found.size_xyz} instead of {wanted.size_xyz}"
+    if not np.allclose(found.spacing_xyz, wanted.spacing_xyz, rtol=SAME_RELATIVE, atol=0):
+        return f"spacing {found.spacing_xyz} instead of {wanted.spacing_xyz}"
+    if not np.allclose(found.origin_lps, wanted.origin_lps, rtol=0, atol=SAME_ORIGIN_VOXELS * min(wanted.spacing_xyz)):
+        return f"origin {found.origin_lps} instead of {wanted.origin_lps}"
+    if not np.allclose(found.direction_lps, wanted.direction_lps, rtol=0, atol=SAME_RELATIVE):
+        return f"direction {found.direction_lps} instead of {wanted.direction_lps}"
+    return None

@@ -11,15 +11,12 @@ import SimpleITK
 
 from masksam_deploy.atomic import atomic_path
 from masksam_deploy.errors import OutputError, ScanError
-from masksam_deploy.io.grid import check_grid
+from masksam_deploy.io.grid import check_grid, grid_difference
 from masksam_deploy.io.itk import open_itk_file, quiet_itk
 from masksam_deploy.text import NOT_UTF8, is_utf8, itk_reason, shown
 from masksam_deploy.volume import Array, Geometry, Volume
 
 LABEL_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".mha")
-# NIfTI keeps geometry in float32 (relative 6e-8); anything coarser than this was changed, not rounded.
-_RELATIVE = 1e-4
-_ORIGIN_VOXELS = 1e-2
 
 
 def write_labels(labels: Volume, path: str | Path) -> None:
@@ -94,7 +91,7 @@ def _check_written(array: Array, geometry: Geometry, path: Path, name: str) -> N
     written = np.empty_like(array)
     try:
         channel = open_itk_file(path, "the written file")
-        difference = _difference(channel.geometry, geometry)
+        difference = grid_difference(channel.geometry, geometry)
         if difference:
             raise OutputError(
                 f"{name}: the format cannot carry the geometry: {difference}; write .nrrd or .mha instead"
@@ -116,15 +113,3 @@ def _failed(array: Array, path: Path, name: str, message: str) -> OutputError:
         if shutil.disk_usage(path.parent).free < array.nbytes:
             return OutputError(f"{name}: cannot be written: the disk is full; free some space")
     return OutputError(message)
-
-
-def _difference(found: Geometry, wanted: Geometry) -> str | None:
-    if found.size_xyz != wanted.size_xyz:
-        return f"size {found.size_xyz} instead of {wanted.size_xyz}"
-    if not np.allclose(found.spacing_xyz, wanted.spacing_xyz, rtol=_RELATIVE, atol=0):
-        return f"spacing {found.spacing_xyz} instead of {wanted.spacing_xyz}"
-    if not np.allclose(found.origin_lps, wanted.origin_lps, rtol=0, atol=_ORIGIN_VOXELS * min(wanted.spacing_xyz)):
-        return f"origin {found.origin_lps} instead of {wanted.origin_lps}"
-    if not np.allclose(found.direction_lps, wanted.direction_lps, rtol=0, atol=_RELATIVE):
-        return f"direction {found.direction_lps} instead of {wanted.direction_lps}"
-    return None

@@ -42,7 +42,7 @@ def read_volume(path: str | Path | Sequence[str | Path], *, max_voxels: int | No
     paths = [path] if isinstance(path, (str, Path)) else list(path)
     if not paths:
         raise ScanError("found no files, expected one per channel; name at least one")
-    channels = [_open(Path(p)) for p in paths]
+    channels = [open_channel(Path(p)) for p in paths]
     geometry = channels[0].geometry
     for channel in channels[1:]:
         _check_same_grid(channels[0], channel)
@@ -56,7 +56,12 @@ def read_volume(path: str | Path | Sequence[str | Path], *, max_voxels: int | No
     return Volume(array, geometry)
 
 
-def _open(path: Path) -> Channel:
+def open_channel(path: Path) -> Channel:
+    """Read and judge the headers of a file or of a DICOM folder; the voxels are read later, by the channel.
+
+    Raises:
+        ScanError: it cannot be read, or not safely.
+    """
     name = shown(path)
     if not is_utf8(path):
         raise ScanError(f"{name}: {NOT_UTF8}")

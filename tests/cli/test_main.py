@@ -76,11 +76,18 @@ def test_help_imports_no_heavy_package_and_starts_quickly() -> None:
 
 def test_help_lists_every_command_with_its_purpose() -> None:
     result = run("--help")
-    for name, purpose in [("infer", "Segment"), ("inspect", "Show"), ("pack", "Put"), ("unpack", "Restore")]:
+    for name, purpose in [
+        ("compare", "Compare"),
+        ("evaluate", "Compare"),
+        ("infer", "Segment"),
+        ("inspect", "Show"),
+        ("pack", "Put"),
+        ("unpack", "Restore"),
+    ]:
         assert any(line.split()[:2] == [name, purpose] for line in result.stdout.splitlines()), result.stdout
 
 
-@pytest.mark.parametrize("command", ["infer", "inspect", "pack", "unpack"])
+@pytest.mark.parametrize("command", ["compare", "evaluate", "infer", "inspect", "pack", "unpack"])
 def test_the_listed_purpose_is_the_one_that_the_command_states(command: str) -> None:
     from masksam_deploy.cli.group import _BUILT_IN, _loaded
 
@@ -181,19 +188,19 @@ def _distribution(folder: Path, entry: str) -> None:
 
 
 def test_other_packages_add_commands_through_the_entry_point_group(tmp_path: Path) -> None:
-    _distribution(tmp_path, "train = extra_command:train\ninfer = extra_command:train")
-    body = 'def train():\n    """Train a network."""\n    click.echo("trained")\n'
+    _distribution(tmp_path, "polish = extra_command:polish\ninfer = extra_command:polish")
+    body = 'def polish():\n    """Polish a network."""\n    click.echo("polished")\n'
     (tmp_path / "extra_command.py").write_text(f"import click\n@click.command()\n{body}")
     listing = run("--help", folder=tmp_path).stdout
-    assert any(line.split() == ["train", "Train", "a", "network."] for line in listing.splitlines()), listing
-    assert listing.count("Train a network.") == 1, "a built-in command must not be replaced"
-    assert run("train", folder=tmp_path).stdout == "trained\n"
+    assert any(line.split() == ["polish", "Polish", "a", "network."] for line in listing.splitlines()), listing
+    assert listing.count("Polish a network.") == 1, "a built-in command must not be replaced"
+    assert run("polish", folder=tmp_path).stdout == "polished\n"
 
 
 def test_a_command_that_cannot_be_imported_breaks_only_itself(tmp_path: Path) -> None:
-    _distribution(tmp_path, "train = extra_missing:train")
+    _distribution(tmp_path, "polish = extra_missing:polish")
     listing = run("--help", folder=tmp_path)
     assert listing.returncode == 0 and "cannot be loaded" in listing.stdout
-    result = run("train", folder=tmp_path)
+    result = run("polish", folder=tmp_path)
     assert result.returncode == 2
-    assert "command 'train': found that 'extra_missing:train' cannot be imported" in one_line(result)
+    assert "command 'polish': found that 'extra_missing:polish' cannot be imported" in one_line(result)

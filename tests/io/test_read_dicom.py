@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import SimpleITK
 
 from masksam_deploy.errors import MemoryLimitError, ScanError
 from masksam_deploy.io import dicom, read_volume
@@ -51,6 +52,17 @@ def test_values_and_geometry_of_real_series_agree_with_pydicom(data: Path, dicom
     # The centre of the first pixel of the last slice lies where its file says, up to rounding.
     last = np.array(geometry.origin_lps) + axes[:, 2] * geometry.spacing_xyz[2] * (len(pixels) - 1)
     np.testing.assert_allclose(last, expected["positions"][-1], atol=5e-3)
+
+
+@pytest.mark.parametrize("name", ["cine_mr_ed", "head_flipped"])
+def test_ordered_files_are_those_of_the_slices_read(data: Path, name: str) -> None:
+    folder = data / "dicom" / name
+    paths, geometry = dicom.ordered_files(folder)
+    volume = read_volume(folder)
+    assert geometry == volume.geometry
+    assert sorted(paths) == sorted(path for path in folder.iterdir() if path.suffix != ".txt")
+    for path, plane in zip(paths, volume.array[0], strict=True):
+        np.testing.assert_array_equal(SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path)))[0], plane)
 
 
 def test_each_slice_is_scaled_by_its_own_slope(data: Path, dicom_oracle: Oracle) -> None:

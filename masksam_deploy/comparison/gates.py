@@ -1,0 +1,58 @@
+"""Demands on a comparison: the last step before one bundle, device or precision replaces another."""
+
+from __future__ import annotations
+
+from masksam_deploy.comparison.comparison import Comparison
+from masksam_deploy.errors import MaskSamError
+from masksam_deploy.text import one_line, shown
+
+
+class DisagreementError(MaskSamError):
+    """The comparison worked, and the two sides agree less than demanded."""
+
+    exit_code = 3
+
+
+def check_agreement(comparison: Comparison, least: float) -> None:
+    """Refuse a comparison in which any scan's share of voxels with the same label is below `least`.
+
+    Raises:
+        DisagreementError: names the worst scan.
+    """
+    worst = comparison.lowest_agreement
+    if worst.overlap.agreement < least:
+        raise DisagreementError(
+            f"{shown(worst.scan)}: found the same label on {share(worst.overlap.agreement)} of the voxels, expected at "
+            f"least {share(least)}; look at the scans with the lowest figures before one side replaces the other"
+        )
+
+
+def check_dice(comparison: Comparison, least: float) -> None:
+    """Refuse a comparison in which the Dice of any class in any scan is below `least`.
+
+    A class that both sides find empty does not count; if nothing counts at all, nothing was shown.
+
+    Raises:
+        DisagreementError: names the classes, their lowest Dice and the scans.
+    """
+    judged = [(row, row.lowest_dice) for row in comparison.classes if row.lowest_dice is not None]
+    if not judged:
+        raise DisagreementError(
+            f"found no class in any scan, expected some with a Dice of at least {least:g}; compare on scans that show "
+            "what the bundles segment"
+        )
+    low = [
+        f"'{one_line(row.name)}' {dice:.6f} in {shown(row.lowest_dice_scan or '')}"
+        for row, dice in judged
+        if dice < least
+    ]
+    if low:
+        raise DisagreementError(
+            f"found a Dice of {'; '.join(low)}, expected at least {least:g} for every class in every scan; look at "
+            "these scans before one side replaces the other"
+        )
+
+
+def share(value: float) -> str:
+    """A share for people; only 1 itself is shown as 100 %."""
+    return "100 %" if value == 1 else f"{min(value, 0.999999) * 100:.4f} %"

@@ -1,0 +1,76 @@
+"""One of the two sides of a comparison: a bundle, and how it is run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from masksam_deploy.backends import Device
+from masksam_deploy.bundle import Bundle
+from masksam_deploy.errors import BundleError
+from masksam_deploy.report import label_names
+from masksam_deploy.segmenter import Segmenter
+from masksam_deploy.sliding_window import Accumulator
+from masksam_deploy.text import one_line, shown
+
+
+@dataclass(frozen=True)
+class Side:
+    """A bundle and all that is chosen about running it, with the defaults of `Segmenter`."""
+
+    bundle: Bundle
+    device: Device = "cpu"
+    accumulator: Accumulator = "float32"
+    tta: bool = True
+
+    def open(self, *, threads: int | None = None, max_ram: int | None = None) -> Segmenter:
+        """The segmenter that this side describes; close it.
+
+        Raises:
+            BundleError, BackendError, MissingDependencyError: as `Segmenter`.
+        """
+        return Segmenter(
+            self.bundle,
+            device=self.device,
+            tta=self.tta,
+            accumulator=self.accumulator,
+            threads=threads,
+            max_ram=max_ram,
+        )
+
+    @property
+    def label_names(self) -> dict[int, str]:
+        """What the values of its label maps mean."""
+        return label_names(self.bundle.manifest.labels)
+
+    @property
+    def title(self) -> str:
+        """For people: the bundle and how it runs."""
+        mirrored = "mirrored" if self.tta and self.bundle.manifest.mirror_axes else "not mirrored"
+        name = one_line(self.bundle.manifest.name)
+        return f"{name} ({shown(self.bundle.path)}) on {self.device}, {self.accumulator} accumulator, {mirrored}"
+
+
+def check_comparable(a: Side, b: Side) -> None:
+    """Refuse two sides whose label maps do not mean the same, or that cannot be run on one file per scan.
+
+    Raises:
+        BundleError: naming the difference.
+    """
+    for side in (a, b):
+        channels = side.bundle.channels
+        if channels != 1:
+            raise BundleError(
+                f"{shown(side.bundle.path)}: found a model of {channels} input channels, expected one; run "
+                "'masksam-deploy infer' with both bundles and compare the label maps with 'masksam-deploy evaluate'"
+            )
+    names_a, names_b = a.label_names, b.label_names
+    for value in sorted(names_a.keys() | names_b.keys()):
+        if names_a.get(value) != names_b.get(value):
+            raise BundleError(
+                f"{shown(b.bundle.path)}: found label {value} {_named(names_b.get(value))}, expected "
+                f"{_named(names_a.get(value))} as in {shown(a.bundle.path)}; compare bundles of the same labels"
+            )
+
+
+def _named(name: str | None) -> str:
+    return "missing" if name is None else f"called '{one_line(name)}'"

@@ -1,0 +1,121 @@
+"""All cases of two folders compared, and what they say together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+from masksam_deploy.evaluation.errors import DiceTooLowError, EvaluationError
+from masksam_deploy.evaluation.label_maps import label_values, read_label_map
+from masksam_deploy.evaluation.metrics import ClassMetrics, absent, evaluate_case
+from masksam_deploy.evaluation.pairing import Pair, Pairing, check_grids, pair_cases
+from masksam_deploy.evaluation.summary import ClassSummary, summarize
+
+Progress: TypeAlias = Callable[[int, int], None]
+"""Called with the cases done and the number of cases."""
+
+
+@dataclass(frozen=True)
+class CaseMetrics:
+    """One case: its files, and one entry per class of the evaluation, in its order."""
+
+    pair: Pair
+    classes: tuple[ClassMetrics, ...]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A finished comparison.
+
+    Attributes:
+        classes: label value -> name, ascending.
+        cases: by name, ascending.
+        summary: one entry per class.
+        only_predictions, only_references: names that were left out for want of a counterpart.
+    """
+
+    classes: Mapping[int, str]
+    cases: tuple[CaseMetrics, ...]
+    summary: tuple[ClassSummary, ...]
+    only_predictions: tuple[str, ...]
+    only_references: tuple[str, ...]
+
+
+def evaluate_folders(
+    predictions: str | Path,
+    references: str | Path,
+    *,
+    names: Mapping[int, str] | None = None,
+    allow_missing: bool = False,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Compare the label maps of two folders (or two files), paired by name.
+
+    Args:
+        predictions, references: two folders or two files; see `pairing.pair_cases`.
+        names: label value -> name. Other values are an error then; without it, every value that occurs is a
+            class, called by its number.
+        allow_missing: whether to leave out names that occur on one side only.
+        progress: told after every case.
+
+    Raises:
+        EvaluationError: the files do not pair up, lie on different grids, or hold other values than labels.
+        ScanError: a file cannot be read.
+    """
+    return evaluate_pairs(
+        pair_cases(Path(predictions), Path(references), allow_missing=allow_missing), names=names, progress=progress
+    )
+
+
+def evaluate_pairs(
+    pairing: Pairing, *, names: Mapping[int, str] | None = None, progress: Progress | None = None
+) -> Evaluation:
+    """Compare cases that are paired already; otherwise as `evaluate_folders`. One case is in memory at a time."""
+    check_grids(pairing.pairs)
+    compared: list[dict[int, ClassMetrics]] = []
+    for number, pair in enumerate(pairing.pairs, 1):
+        compared.append(_compare(pair, names))
+        if progress:
+            progress(number, len(pairing.pairs))
+    found = sorted(set().union(*compared))
+    classes = dict(sorted(names.items())) if names is not None else {value: str(value) for value in found}
+    if not classes:
+        raise EvaluationError(
+            f"found only the value 0 in all {2 * len(pairing.pairs)} files, expected at least one label; check "
+            "the paths"
+        )
+    cases = tuple(
+        CaseMetrics(pair, tuple(entries.get(value) or absent(value, name) for value, name in classes.items()))
+        for pair, entries in zip(pairing.pairs, compared, strict=True)
+    )
+    columns = zip(*(case.classes for case in cases), strict=True)
+    summary = tuple(summarize(column) for column in columns)
+    return Evaluation(classes, cases, summary, pairing.only_predictions, pairing.only_references)
+
+
+def check_mean_dice(evaluation: Evaluation, least: float) -> None:
+    """Refuse a result in which a class's mean Dice is too low, or in which no class counts at all.
+
+    Classes that occur in no case are not judged.
+
+    Raises:
+        DiceTooLowError: names the classes and their means.
+    """
+    judged = [(row, row.mean_dice) for row in evaluation.summary if row.mean_dice is not None]
+    if not judged:
+        raise DiceTooLowError(
+            f"found no case in which any class occurs, expected a mean Dice of at least {least:g}; check the files"
+        )
+    low = [f"'{row.name}' {mean:.4f} over {row.counted} cases" for row, mean in judged if mean < least]
+    if low:
+        raise DiceTooLowError(f"found a mean Dice of {'; '.join(low)}, expected at least {least:g} for every class")
+
+
+def _compare(pair: Pair, names: Mapping[int, str] | None) -> dict[int, ClassMetrics]:
+    """The classes that occur in one case; which others there are is known only after the last one."""
+    prediction, reference = (read_label_map(path, names) for path in (pair.prediction, pair.reference))
+    values = sorted({*label_values(prediction.array), *label_values(reference.array)})
+    wanted = {value: names[value] if names is not None else str(value) for value in values}
+    return {entry.value: entry for entry in evaluate_case(prediction, reference, wanted)}

@@ -1,0 +1,169 @@
+"""One worst case in the figure of an evaluation: both contours on the slice where they differ most."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from masksam_deploy.evaluation.figure import plain
+from masksam_deploy.evaluation.label_maps import read_label_map
+from masksam_deploy.evaluation.metrics import ClassMetrics, Mask
+from masksam_deploy.evaluation.pairing import Pair
+from masksam_deploy.io import read_volume
+from masksam_deploy.overlay_tiles import grey_pixels, grey_window
+from masksam_deploy.patient_view import View, radiological_view
+from masksam_deploy.volume import Array, Geometry
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import FigureBase
+
+# Okabe and Ito's, told apart by eyes of every kind, and both bright on a dark scan.
+_REFERENCE, _PREDICTION = "#56b4e9", "#e69f00"
+_THICK, _THIN = 3.2, 1.4
+"""The reference lies beneath and shows on both sides of the prediction where they coincide."""
+_MARGIN = 0.35
+_LEAST_MARGIN_MM = 8.0
+_TITLE = 44
+
+
+def draw_panel(axes: Axes, pair: Pair, entry: ClassMetrics) -> None:
+    """Draw one class of one case, in radiological orientation and in the patient's true proportions.
+
+    The panel shows the surroundings of both masks on that slice, with a scale; the scan's first channel is grey
+    beneath, or black if there is none.
+
+    Raises:
+        ScanError, EvaluationError: a file cannot be read.
+    """
+    reference, prediction = read_label_map(pair.reference), read_label_map(pair.prediction)
+    view = radiological_view(reference.geometry)
+    masks = (reference.array == entry.value, prediction.array == entry.value)
+    index = slice_of_largest_disagreement(*masks, view.slice_axis)
+    planes = [view.slice_of(mask, index).astype(bool) for mask in masks]
+    spacing = reference.geometry.spacing_zyx
+    steps = (spacing[view.row_axis], spacing[view.column_axis])
+    if pair.scan:
+        _draw_scan(axes, view.slice_of(read_volume(pair.scan).channels_czyx[0], index), steps)
+    for plane, colour, width in ((planes[0], _REFERENCE, _THICK), (planes[1], _PREDICTION, _THIN)):
+        _draw_outline(axes, plane, steps, colour, width)
+    _frame(axes, planes[0] | planes[1], steps)
+    _draw_sides(axes, view)
+    _draw_scale(axes)
+    axes.set_title(
+        f"{plain(pair.case, _TITLE)}\n{plain(entry.name, _TITLE)}: {_verdict(entry)}",
+        fontsize=10,
+        parse_math=False,
+    )
+    axes.set_xlabel(_where(view, index, reference.geometry), fontsize=9, color="#707070")
+
+
+def draw_legend(figure: FigureBase, title: str) -> None:
+    """Say which contour is which, above the panels."""
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D([], [], color=_REFERENCE, linewidth=_THICK, label="reference"),
+        Line2D([], [], color=_PREDICTION, linewidth=_THIN, label="prediction"),
+    ]
+    legend = figure.legend(
+        handles=handles, loc="outside upper left", ncols=2, title=title, frameon=False, alignment="left"
+    )
+    legend.get_title().set_fontsize(12)
+
+
+def slice_of_largest_disagreement(reference: Mask, prediction: Mask, axis: int) -> int:
+    """The slice across an axis with most voxels in one mask only; of equal ones, the middle one.
+
+    Where the masks agree everywhere, the slice with most of them.
+    """
+    others = tuple(other for other in range(3) if other != axis)
+    differing = (reference ^ prediction).sum(axis=others)
+    counts = differing if differing.any() else reference.sum(axis=others)
+    equal = np.flatnonzero(counts == counts.max())
+    return int(equal[len(equal) // 2])
+
+
+def outline(mask: Mask) -> NDArray[np.float64]:
+    """The edges between voxels inside and outside a mask `[rows, columns]`, its border included.
+
+    Returns:
+        Segments `[N, 2 ends, (column, row)]` in units of voxels, (0, 0) being the outer corner of the first one.
+        Voxels keep their corners: smoothing would hide a disagreement of one voxel.
+    """
+    padded = np.pad(mask, 1)
+    rows, columns = np.nonzero(padded[1:-1, 1:] != padded[1:-1, :-1])
+    upright = np.stack([np.stack([columns, rows], -1), np.stack([columns, rows + 1], -1)], axis=1)
+    rows, columns = np.nonzero(padded[1:, 1:-1] != padded[:-1, 1:-1])
+    level = np.stack([np.stack([columns, rows], -1), np.stack([columns + 1, rows], -1)], axis=1)
+    return np.concatenate([upright, level]).astype(np.float64)
+
+
+def _draw_scan(axes: Axes, plane: Array, steps: tuple[float, float]) -> None:
+    height, width = plane.shape[0] * steps[0], plane.shape[1] * steps[1]
+    axes.imshow(
+        grey_pixels(plane, grey_window([plane])),
+        cmap="gray",
+        vmin=0,
+        vmax=255,
+        extent=(0.0, width, height, 0.0),
+        interpolation="bilinear",
+    )
+
+
+def _draw_outline(axes: Axes, mask: Mask, steps: tuple[float, float], colour: str, width: float) -> None:
+    from matplotlib.collections import LineCollection
+
+    segments = outline(mask) * np.array([steps[1], steps[0]])
+    axes.add_collection(LineCollection(list(segments), colors=colour, linewidths=width, capstyle="round"))
+
+
+def _frame(axes: Axes, mask: Mask, steps: tuple[float, float]) -> None:
+    """Look at a square, in mm, around the mask."""
+    ranges = []
+    for step, occupied in zip(steps, (mask.any(axis=1), mask.any(axis=0)), strict=True):
+        inside = np.flatnonzero(occupied)
+        ranges.append((inside[0] * step, (inside[-1] + 1) * step))
+    longest = max(high - low for low, high in ranges)
+    half = longest / 2 + max(_MARGIN * longest, _LEAST_MARGIN_MM)
+    row, column = ((low + high) / 2 for low, high in ranges)
+    axes.set_xlim(column - half, column + half)
+    axes.set_ylim(row + half, row - half)
+    axes.set_aspect("equal")
+    axes.set_facecolor("black")
+    axes.set_xticks([])
+    axes.set_yticks([])
+
+
+def _draw_sides(axes: Axes, view: View) -> None:
+    for letter, x, y in (
+        (view.top, 0.5, 0.96),
+        (view.bottom, 0.5, 0.04),
+        (view.left, 0.03, 0.5),
+        (view.right, 0.97, 0.5),
+    ):
+        axes.text(x, y, letter, transform=axes.transAxes, color="white", ha="center", va="center", fontsize=10)
+
+
+def _draw_scale(axes: Axes) -> None:
+    """A bar of a round length, about a fifth of the width."""
+    left, right = axes.get_xlim()
+    bottom, top = axes.get_ylim()
+    wanted = (right - left) / 5
+    power = 10.0 ** np.floor(np.log10(wanted))
+    length = max(factor * power for factor in (1, 2, 5) if factor * power <= wanted)
+    x, y = left + 0.05 * (right - left), bottom + 0.05 * (top - bottom)
+    axes.plot([x, x + length], [y, y], color="white", linewidth=2, solid_capstyle="butt")
+    axes.text(x, y + 0.02 * (top - bottom), f"{length:g} mm", color="white", fontsize=8)
+
+
+def _verdict(entry: ClassMetrics) -> str:
+    if entry.status != "both present" or entry.hd95_mm is None:
+        return entry.status
+    return f"Dice {entry.dice:.3f}, HD95 {entry.hd95_mm:.1f} mm"
+
+
+def _where(view: View, index: int, geometry: Geometry) -> str:
+    return f"{view.plane}, slice {index + 1} of {geometry.shape_zyx[view.slice_axis]}"
