@@ -129,11 +129,11 @@ def _network_weights(content: Mapping[str, Any]) -> dict[str, Tensor]:
     weights = {str(name): value.detach() for name, value in state.items()}
     while prefix := next((p for p in WRAPPER_PREFIXES if all(n.startswith(p) for n in weights)), None):
         weights = {name.removeprefix(prefix): value for name, value in weights.items()}
-    _refuse_odd_tensors(weights)
+    refuse_odd_tensors(weights)
     return weights
 
 
-def _refuse_odd_tensors(weights: Mapping[str, Tensor]) -> None:
+def refuse_odd_tensors(weights: Mapping[str, Tensor]) -> None:
     """Only dense floating-point tensors that really have as many values as their shape says."""
     odd = [
         f"{name} ({value.dtype}, {value.layout})"

@@ -45,13 +45,13 @@ def export(
         plans=plans,
         dataset=dataset,
         configuration=configuration,
-        mirror_axes=_parse_axes(mirror_axes),
+        mirror_axes=parse_axes(mirror_axes),
         force=force,
         as_json=as_json,
     )
 
 
-def _parse_axes(text: str | None) -> tuple[int, ...] | None:
+def parse_axes(text: str | None) -> tuple[int, ...] | None:
     """'0,1,2' -> (0, 1, 2); 'none' -> (); nothing -> None."""
     if text is None:
         return None

@@ -75,7 +75,7 @@ def config_from_shapes(
     head_dim = weights.shape(f"{ENCODER}.blocks.0.attn.rel_pos_h", 2)[1]
     global_blocks, window = _attention_layout(weights, depth, canvas_grid)
     config = ModelConfig(
-        variant=_variant(acdc, canvas_grid, grid),
+        variant=variant_of(acdc, canvas_grid, grid),
         in_channels=weights.shape("first_conv.0.convs.0.conv.weight", 5)[1],
         frames=weights.shape(f"{ENCODER}.temporal_embedding", 3)[1],
         queries=weights.shape("image_decoder_seg_layers.0.weight", 5)[0],
@@ -116,8 +116,8 @@ def config_from_shapes(
     return config
 
 
-def _variant(acdc: bool, canvas_grid: int, grid: int) -> Variant:
-    """`p512` and `p256` differ only in the share of the canvas that the image covers."""
+def variant_of(acdc: bool, canvas_grid: int, grid: int) -> Variant:
+    """The layout's name; `p512` and `p256` differ only in the share of the canvas that the image covers."""
     if acdc:
         return "acdc"
     return "p256" if canvas_grid >= 4 * grid else "p512"

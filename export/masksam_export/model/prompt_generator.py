@@ -19,11 +19,13 @@ class Proposals:
     """What the generator proposes for each frame and query.
 
     Attributes:
-        masks: auxiliary masks after the sigmoid, `[B*T, Q, P, P]`.
+        mask_logits: auxiliary masks before the sigmoid, `[B*T, Q, P, P]`.
+        masks: the same after the sigmoid.
         boxes: auxiliary boxes x1, y1, x2, y2 in [0, 1], `[B*T, Q, 4]`.
         class_tokens: what is added to the classifier token, `[B*T*Q, 1, C]`.
     """
 
+    mask_logits: Tensor
     masks: Tensor
     boxes: Tensor
     class_tokens: Tensor
@@ -64,11 +66,13 @@ class PromptGenerator(nn.Module):
     def forward(self, taps: list[Tensor], embedding: Tensor) -> Proposals:
         """Taps `[B*T, E, g, g]` (four) and embedding `[B*T, C, g, g]` -> proposals."""
         outputs = self._levels([self._as_volume(tap) for tap in taps], self._as_volume(embedding))
-        masks = self._rows(self.image_decoder_seg_layers[0](outputs[-1])).sigmoid()
+        mask_logits = self._rows(self.image_decoder_seg_layers[0](outputs[-1]))
+        masks = mask_logits.sigmoid()
         boxes = self.bbox_conv(torch.cat([average_pool_plane(y, 2) for y in outputs], dim=1))
         pool = self.config.class_pool
         classes = self.residual_classifier(torch.cat([average_pool_plane(y, pool) for y in outputs], dim=1))
         return Proposals(
+            mask_logits=mask_logits,
             masks=masks,
             boxes=(relative_boxes(self._rows(boxes)) + boxes_from_masks(binarise(masks))) / 2,
             class_tokens=self._rows(classes).reshape(-1, 1, pool * pool),

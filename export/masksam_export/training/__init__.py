@@ -1,0 +1,1 @@
+"""Training a MaskSAM, from scratch or from SAM's weights."""

@@ -1,0 +1,131 @@
+"""Patches for training: cut from preprocessed cases at random places, in one resampling."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from masksam_export.training.augmentation import Augmentation, Random, change_intensities, random_matrix
+from masksam_export.training.cases import PreparedCase
+from masksam_export.training.targets import PADDING
+
+
+@dataclass(frozen=True)
+class Patch:
+    """Attributes: image `[C, T, P, P]` float32, labels `[T, P, P]` int64 (`PADDING` outside the scan)."""
+
+    image: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class _TrainingCase:
+    image: Tensor
+    labels: Tensor
+    places: tuple[Tensor, ...]
+    """Voxels `[n, 3]` of each foreground class that the case holds."""
+
+
+class PatchSampler:
+    """Draws patches from cases held in memory.
+
+    Args:
+        cases: preprocessed cases.
+        patch: (T, P, P) in voxels of the network grid.
+        augmentation: how patches vary.
+        foreground_share: of the patches, how many are centred on a voxel of a foreground class (nnU-Net: 0.33).
+        generator: one seed gives one sequence of patches.
+    """
+
+    def __init__(
+        self,
+        cases: list[PreparedCase],
+        patch: tuple[int, int, int],
+        augmentation: Augmentation,
+        foreground_share: float,
+        generator: torch.Generator,
+    ) -> None:
+        self._cases = [_in_memory(case) for case in cases]
+        self._patch = patch
+        self._augmentation = augmentation
+        self._foreground_share = foreground_share
+        self._random = Random(generator)
+
+    def batch(self, size: int) -> tuple[Tensor, Tensor]:
+        """Images `[B, C, T, P, P]` and labels `[B, T, P, P]`."""
+        patches = [self.draw() for _ in range(size)]
+        return torch.stack([p.image for p in patches]), torch.stack([p.labels for p in patches])
+
+    def draw(self) -> Patch:
+        """One patch of a random case."""
+        random = self._random
+        case = self._cases[random.index(len(self._cases))]
+        centre = self._foreground_centre(case) if random.chance(self._foreground_share) else None
+        matrix = random_matrix(self._augmentation, random)
+        patch = cut(case.image, case.labels, self._patch, centre or self._any_centre(case), matrix)
+        return Patch(change_intensities(patch.image, self._augmentation.intensity, random), patch.labels)
+
+    def _any_centre(self, case: _TrainingCase) -> tuple[float, float, float]:
+        """So that a patch without rotation lies inside the scan where the scan is large enough."""
+        z, y, x = (self._axis_centre(size, side) for size, side in zip(case.labels.shape, self._patch, strict=True))
+        return z, y, x
+
+    def _axis_centre(self, size: int, side: int) -> float:
+        if size <= side:  # padded as in inference, the smaller half first
+            return side / 2 - (side - size) // 2
+        return self._random.index(size - side + 1) + side / 2
+
+    def _foreground_centre(self, case: _TrainingCase) -> tuple[float, float, float] | None:
+        """A voxel of a random foreground class, moved inside by as much as an unrotated patch would stick out."""
+        if not case.places:
+            return None
+        voxels = case.places[self._random.index(len(case.places))]
+        voxel = voxels[self._random.index(len(voxels))].tolist()
+        z, y, x = (
+            min(max(place + side % 2 / 2, side / 2), size - side / 2) if size > side else self._axis_centre(size, side)
+            for place, size, side in zip(voxel, case.labels.shape, self._patch, strict=True)
+        )
+        return z, y, x
+
+
+def cut(
+    image: Tensor,
+    labels: Tensor,
+    patch: tuple[int, int, int],
+    centre: tuple[float, float, float],
+    matrix: Tensor,
+) -> Patch:
+    """Sample a patch: image linear with zeros outside, labels nearest with `PADDING` outside.
+
+    Args:
+        image: `[C, D, H, W]`.
+        labels: `[D, H, W]`.
+        patch: shape (T, P, P) of the result.
+        centre: of the patch, in voxel edges: 0 is the outer edge of the first voxel.
+        matrix: `[3, 3]`, offsets in the patch to offsets in the volume, axes z, y, x.
+    """
+    shape = torch.tensor(labels.shape, dtype=torch.float32)
+    offsets = torch.stack(
+        torch.meshgrid(*(torch.arange(side) + 0.5 - side / 2 for side in patch), indexing="ij"), dim=-1
+    )
+    edges = offsets @ matrix.T + torch.tensor(centre)
+    grid = (2 * edges / shape - 1).flip(-1)[None]  # grid_sample wants x, y, z from -1 to 1 over the outer edges
+    sampled = functional.grid_sample(image[None], grid, align_corners=False)[0]
+    # Shifted by one, so that the zeros outside become PADDING.
+    shifted = (labels - PADDING).float()[None, None]
+    nearest = functional.grid_sample(shifted, grid, mode="nearest", align_corners=False)[0, 0]
+    return Patch(sampled, nearest.long() + PADDING)
+
+
+def _in_memory(case: PreparedCase) -> _TrainingCase:
+    labels = torch.from_numpy(np.ascontiguousarray(case.labels)).long()
+    present = [int(value) for value in torch.unique(labels) if value > 0]
+    return _TrainingCase(
+        image=torch.from_numpy(np.ascontiguousarray(case.image)),
+        labels=labels,
+        places=tuple(torch.nonzero(labels == value) for value in present),
+    )

@@ -1,0 +1,1 @@
+"""Public sample data made into nnU-Net raw data sets."""

@@ -1,0 +1,145 @@
+"""Checkpoints in the form of nnU-Net's trainer: the official code and `load_checkpoint` both read them."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from masksam_deploy.atomic import atomic_path
+from masksam_deploy.errors import CheckpointError
+from masksam_export.model import MaskSAM
+from masksam_export.safe_load import load_mapping
+from masksam_export.training.history import Epoch
+
+CONFIGURATION = "3d_fullres"
+TRAINER_NAMES = {"acdc": "MaskSAM_ACDC", "p512": "MaskSAM_AMOS", "p256": "MaskSAM_Synapse"}
+EMA_KEPT = 0.9  # nnU-Net's moving average of the Dice
+PROGRESS = "masksam_deploy_progress"
+"""Our own entry, which the official code ignores: the epochs with all that `logging` has no place for."""
+
+
+def init_args(
+    plans: Mapping[str, Any], dataset_json: Mapping[str, Any], fold: int | None, device: torch.device
+) -> dict[str, Any]:
+    """What the official trainer is constructed from."""
+    return {
+        "plans": dict(plans),
+        "configuration": CONFIGURATION,
+        "fold": "all" if fold is None else fold,
+        "dataset_json": dict(dataset_json),
+        "unpack_dataset": True,
+        "device": device,
+    }
+
+
+def content(
+    model: MaskSAM,
+    arguments: Mapping[str, Any],
+    epochs: Sequence[Epoch],
+    mirror_axes: tuple[int, ...],
+    *,
+    optimizer: torch.optim.Optimizer | None,
+    scaler: torch.amp.GradScaler | None,
+) -> dict[str, Any]:
+    """The dict that is saved. Without `optimizer`: weights to run, not to go on training with."""
+    return {
+        "network_weights": _on_cpu(model.state_dict()),
+        "optimizer_state": optimizer.state_dict() if optimizer else None,
+        "grad_scaler_state": scaler.state_dict() if scaler and scaler.is_enabled() else None,
+        "logging": logging(epochs),
+        "_best_ema": best_ema(epochs),
+        "current_epoch": len(epochs),
+        "init_args": dict(arguments),
+        "trainer_name": TRAINER_NAMES[model.config.variant],
+        "inference_allowed_mirroring_axes": mirror_axes,
+        PROGRESS: [_plain(epoch) for epoch in epochs],
+    }
+
+
+def save(path: Path, checkpoint: Mapping[str, Any]) -> None:
+    """Write a checkpoint; a reader never sees half of it."""
+    with atomic_path(path) as temporary:
+        torch.save(dict(checkpoint), temporary)
+
+
+def restore(path: Path, model: MaskSAM, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> list[Epoch]:
+    """Load what `content` made into a new trainer, and return the epochs done.
+
+    Raises:
+        CheckpointError: unsafe, damaged, of another network, or without what resuming needs.
+    """
+    stored = load_mapping(path)
+    missing = [name for name in ("network_weights", "optimizer_state", PROGRESS) if not stored.get(name)]
+    if missing:
+        raise CheckpointError(
+            f"'{path}' has no {', '.join(missing)}; expected checkpoint_latest.pth of an interrupted `train` run"
+        )
+    try:
+        model.load_state_dict(stored["network_weights"], strict=True)
+        optimizer.load_state_dict(stored["optimizer_state"])
+        if stored.get("grad_scaler_state"):
+            scaler.load_state_dict(stored["grad_scaler_state"])
+        return [_epoch(row) for row in stored[PROGRESS]]
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"'{path}' does not belong to this run: {str(error).splitlines()[0]}; start a new one without --resume"
+        ) from error
+
+
+def logging(epochs: Sequence[Epoch]) -> dict[str, list[Any]]:
+    """nnU-Net's logger: one value per epoch in each list; NaN where nothing was measured."""
+    return {
+        "mean_fg_dice": [_or_nan(epoch.mean_dice) for epoch in epochs],
+        "ema_fg_dice": [_or_nan(value) for value in _ema(epochs)],
+        "dice_per_class_or_region": [list(epoch.dice or ()) for epoch in epochs],
+        "train_losses": [epoch.train_loss for epoch in epochs],
+        "val_losses": [_or_nan(epoch.val_loss) for epoch in epochs],
+        "lrs": [epoch.learning_rate for epoch in epochs],
+        "epoch_start_timestamps": [epoch.started for epoch in epochs],
+        "epoch_end_timestamps": [epoch.ended for epoch in epochs],
+    }
+
+
+def best_ema(epochs: Sequence[Epoch]) -> float | None:
+    """The best moving average of the mean foreground Dice so far."""
+    return max((value for value in _ema(epochs) if value is not None), default=None)
+
+
+def is_best(epochs: Sequence[Epoch]) -> bool:
+    """Whether the last epoch was measured and has the best moving average."""
+    averages = _ema(epochs)
+    return bool(epochs) and epochs[-1].dice is not None and averages[-1] == best_ema(epochs)
+
+
+def _ema(epochs: Sequence[Epoch]) -> list[float | None]:
+    averages: list[float | None] = []
+    for epoch in epochs:
+        last, new = (averages[-1] if averages else None), epoch.mean_dice
+        averages.append(last if new is None else new if last is None else EMA_KEPT * last + (1 - EMA_KEPT) * new)
+    return averages
+
+
+def _on_cpu(state: Mapping[str, Tensor]) -> OrderedDict[str, Tensor]:
+    """Official names that share a weight go on sharing it."""
+    moved: dict[int, Tensor] = {}
+    return OrderedDict(
+        (name, moved.setdefault(value.data_ptr(), value.detach().cpu())) for name, value in state.items()
+    )
+
+
+def _or_nan(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def _plain(epoch: Epoch) -> dict[str, Any]:
+    return {**vars(epoch), "dice": None if epoch.dice is None else list(epoch.dice)}
+
+
+def _epoch(row: Mapping[str, Any]) -> Epoch:
+    return Epoch(**{**row, "dice": None if row["dice"] is None else tuple(row["dice"])})

@@ -1,0 +1,239 @@
+"""Whole runs on a few small volumes: what they write, that they learn, resume and refuse."""
+
+import csv
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from masksam_deploy.errors import CheckpointError, DatasetError, MaskSamError, OutputError
+from masksam_export.checkpoint import load_checkpoint
+from masksam_export.safe_load import load_mapping
+from masksam_export.training.history import Epoch
+from masksam_export.training.loop import Trainer, learning_rate
+from masksam_export.training.run import Request, prepare_run
+from masksam_export.training.settings import OptimizerName
+from tests.training.raw_dataset import Generated, description, write_dataset
+
+REQUEST = Request(patch=(2, 32, 32), epochs=2, iterations=3, batch=2, learning_rate=2e-3, warmup=2, seed=5)
+
+
+class Silent:
+    """A watcher that remembers the epochs, and may stop the run after one."""
+
+    def __init__(self, stop_after: int | None = None) -> None:
+        self.epochs: list[Epoch] = []
+        self._stop_after = stop_after
+
+    def iteration(self, epoch: int, done: int, loss: float) -> None:
+        pass
+
+    def validated(self, done: int, total: int) -> None:
+        pass
+
+    def epoch(self, epoch: Epoch, best: bool) -> None:
+        self.epochs.append(epoch)
+        if epoch.number + 1 == self._stop_after:
+            raise KeyboardInterrupt
+
+
+def ignore(what: str, done: int, total: int) -> None:
+    """No progress shown."""
+
+
+def disc(seed: int) -> Generated:
+    """A bright disc on noise, at a random place."""
+    random = np.random.default_rng(seed)
+    row, column = random.integers(12, 24, 2)
+    inside = np.hypot(*(np.mgrid[:36, :36] - np.array([row, column])[:, None, None])) < 7
+    labels = np.repeat(inside[None], 3, axis=0).astype(np.uint8)
+    scan = (random.normal(size=(1, 3, 36, 36)) * 5 + 40 + 60 * labels).astype(np.float32)
+    return Generated(scan, labels, (4.0, 1.0, 1.0))
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    cases = {f"case_{index}": disc(index) for index in range(4)}
+    return write_dataset(tmp_path / "data", cases, description(("MRI",), 2))
+
+
+def start(dataset: Path, run: Path, request: Request = REQUEST, *, resume: bool = False) -> tuple[Trainer, Silent]:
+    watcher = Silent()
+    trainer, _ = prepare_run(dataset, run, request, watcher, ignore, resume=resume)
+    return trainer, watcher
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return dict(load_mapping(path)["network_weights"])
+
+
+def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+@pytest.fixture
+def finished(dataset: Path, tmp_path: Path) -> Path:
+    run = tmp_path / "run"
+    start(dataset, run)[0].fit()
+    return run
+
+
+def test_a_run_writes_all_its_files_and_checkpoints_that_load(finished: Path) -> None:
+    assert {path.name for path in finished.iterdir()} == {
+        "settings.json", "plans.json", "dataset.json", "progress.csv", "curves.png",
+        "checkpoint_latest.pth", "checkpoint_best.pth", "checkpoint_final.pth", "checkpoint_release.pth",
+    }  # fmt: skip
+    for name in ("checkpoint_final.pth", "checkpoint_best.pth", "checkpoint_release.pth"):
+        trained = load_checkpoint(finished / name)
+        assert trained.config.input_shape == (1, 2, 32, 32)
+        assert trained.mirror_axes == (0, 1, 2)
+        assert [label.name for label in trained.labels.classes] == ["background", "part 1"]
+    assert (finished / "curves.png").read_bytes().startswith(b"\x89PNG")
+    rows = list(csv.DictReader((finished / "progress.csv").read_text(encoding="utf-8").splitlines()))
+    assert [row["epoch"] for row in rows] == ["0", "1"]
+    assert all(0 <= float(row["dice part 1"]) <= 1 and float(row["train loss"]) > 0 for row in rows)
+
+
+def test_checkpoints_have_the_official_trainer_s_entries(finished: Path, cardiac_case: Path) -> None:
+    official = load_mapping(cardiac_case / "checkpoint_final.pth")
+    ours = load_mapping(finished / "checkpoint_final.pth")
+    assert official.keys() <= ours.keys()
+    assert official["init_args"].keys() <= ours["init_args"].keys()
+    assert official["logging"].keys() == ours["logging"].keys()
+    assert {len(values) for values in ours["logging"].values()} == {2}
+    assert ours["current_epoch"] == 2
+    assert ours["trainer_name"] == "MaskSAM_AMOS"
+    plan, own = (c["init_args"]["plans"]["configurations"]["3d_fullres"] for c in (official, ours))
+    assert plan.keys() <= own.keys()
+    assert plan["architecture"]["arch_kwargs"].keys() == own["architecture"]["arch_kwargs"].keys()
+
+
+def test_the_release_has_the_same_weights_without_the_optimizer(finished: Path) -> None:
+    assert same(weights(finished / "checkpoint_release.pth"), weights(finished / "checkpoint_final.pth"))
+    assert load_mapping(finished / "checkpoint_release.pth")["optimizer_state"] is None
+    sizes = [(finished / f"checkpoint_{name}.pth").stat().st_size for name in ("release", "final")]
+    assert sizes[0] < 0.5 * sizes[1]
+
+
+def test_training_repeats_to_the_bit(dataset: Path, finished: Path, tmp_path: Path) -> None:
+    start(dataset, tmp_path / "again")[0].fit()
+    assert same(weights(tmp_path / "again" / "checkpoint_final.pth"), weights(finished / "checkpoint_final.pth"))
+    start(dataset, tmp_path / "other", replace(REQUEST, seed=6))[0].fit()
+    assert not same(weights(tmp_path / "other" / "checkpoint_final.pth"), weights(finished / "checkpoint_final.pth"))
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(
+    optimizer: OptimizerName, dataset: Path, tmp_path: Path
+) -> None:
+    request = replace(REQUEST, optimizer=optimizer, learning_rate=1e-4)
+    start(dataset, tmp_path / "whole", request)[0].fit()
+    run = tmp_path / "halves"
+    trainer, _ = prepare_run(dataset, run, request, Silent(stop_after=1), ignore, resume=False)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit()
+    resumed, watcher = start(dataset, run, request, resume=True)
+    resumed.fit()
+    assert [epoch.number for epoch in watcher.epochs] == [1]
+    assert same(weights(run / "checkpoint_final.pth"), weights(tmp_path / "whole" / "checkpoint_final.pth"))
+    assert len((run / "progress.csv").read_text().splitlines()) == 3
+
+
+def test_it_learns_a_disc(dataset: Path, tmp_path: Path) -> None:
+    request = replace(REQUEST, epochs=2, iterations=40, batch=4, validate_every=2)
+    trainer, watcher = start(dataset, tmp_path / "run", request)
+    trainer.fit()
+    assert watcher.epochs[0].dice is None
+    assert watcher.epochs[-1].train_loss < 0.6 * watcher.epochs[0].train_loss
+    assert watcher.epochs[-1].dice is not None
+    assert watcher.epochs[-1].dice[0] > 0.7
+
+
+def test_frozen_weights_do_not_move(dataset: Path, tmp_path: Path) -> None:
+    trainer, _ = start(dataset, tmp_path / "run")
+    frozen = dict(trainer.model.named_parameters())["sam_model.image_encoder.patch_embed.proj.weight"]
+    frozen.requires_grad_(False)
+    before = frozen.clone()
+    Trainer(
+        trainer.model, trainer.data, trainer.settings, trainer.augmentation, trainer.run, trainer.device, Silent()
+    ).fit()
+    assert torch.equal(before, frozen)
+
+
+def test_all_cases_can_be_trained_on(dataset: Path, tmp_path: Path) -> None:
+    trainer, _ = start(dataset, tmp_path / "run", replace(REQUEST, fold=None))
+    assert len(trainer.data.train) == len(trainer.data.validation) == 4
+
+
+def test_a_run_folder_in_use_is_refused(dataset: Path, finished: Path) -> None:
+    with pytest.raises(OutputError, match="not empty"):
+        start(dataset, finished)
+
+
+def test_resuming_with_other_settings_names_them(dataset: Path, finished: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"batch is 3, was 2"):
+        start(dataset, finished, replace(REQUEST, batch=3), resume=True)
+
+
+def test_resuming_nothing_is_refused(dataset: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="does not exist"):
+        start(dataset, tmp_path / "none", resume=True)
+
+
+def test_resuming_a_release_is_refused(dataset: Path, finished: Path) -> None:
+    (finished / "checkpoint_latest.pth").write_bytes((finished / "checkpoint_release.pth").read_bytes())
+    with pytest.raises(CheckpointError, match="no optimizer_state"):
+        start(dataset, finished, resume=True)
+
+
+def test_bad_data_leave_no_run_folder(dataset: Path, tmp_path: Path) -> None:
+    (dataset / "labelsTr" / "case_2.nii.gz").unlink()
+    with pytest.raises(DatasetError, match="case_2"):
+        start(dataset, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_epoch(dataset: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    trainer, _ = prepare_run(dataset, run, REQUEST, Silent(stop_after=1), ignore, resume=False)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit()
+    good = (run / "checkpoint_latest.pth").read_bytes()
+    with torch.no_grad():
+        trainer.model.sam_model.mask_decoder.classifier_embed_Adapter.bias.fill_(float("nan"))
+    with pytest.raises(MaskSamError, match="diverged"):
+        trainer.fit()
+    assert (run / "checkpoint_latest.pth").read_bytes() == good
+
+
+def test_cuda_without_a_device_is_refused_not_replaced(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unavailable: Callable[[], bool] = lambda: False  # noqa: E731
+    monkeypatch.setattr(torch.cuda, "is_available", unavailable)
+    with pytest.raises(DatasetError, match="no CUDA device"):
+        start(dataset, tmp_path / "run", replace(REQUEST, device="cuda"))
+
+
+def test_the_learning_rate_warms_up_and_falls_as_a_polynomial(dataset: Path, tmp_path: Path) -> None:
+    settings = start(dataset, tmp_path / "run", replace(REQUEST, epochs=10, iterations=5, warmup=8))[0].settings
+    rates = [learning_rate(settings, epoch, step) for epoch in range(10) for step in range(1, 6)]
+    assert rates[0] == pytest.approx(2e-3 / 8)
+    assert rates[7] == pytest.approx(2e-3 * 0.9**0.9)
+    assert rates[-1] == pytest.approx(2e-3 * 0.1**0.9)
+
+
+def test_settings_are_written_as_they_were_used(finished: Path) -> None:
+    stored = json.loads((finished / "settings.json").read_text(encoding="utf-8"))
+    assert stored["patch"] == [2, 32, 32]
+    assert stored["queries"] == 4
+    assert stored["seed"] == 5
+    assert json.loads((finished / "plans.json").read_text())["configurations"]["3d_fullres"]["patch_size"] == [
+        2,
+        32,
+        32,
+    ]
