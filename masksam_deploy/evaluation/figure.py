@@ -132,7 +132,9 @@ def _draw_boxes(axes: Axes, evaluation: Evaluation, shown: Sequence[int], measur
         if any(row.missed or row.false_positive for row in evaluation.summary):
             axes.set_xlabel("crosses: missed, or false positive", fontsize=9, color=_ALARM, loc="left")
     else:
-        axes.set_xlim(left=min(0.0, axes.get_xlim()[0]))
+        distances = [entry.hd95_mm or 0.0 for case in evaluation.cases for entry in case.classes]
+        longest = max(distances) or 1.0
+        axes.set_xlim(-0.02 * longest, 1.04 * longest)
         axes.set_title("95 % Hausdorff distance, mm", loc="left", color=_INK)
 
 

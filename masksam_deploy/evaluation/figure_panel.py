@@ -19,11 +19,16 @@ from masksam_deploy.volume import Array, Geometry
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import FigureBase
+    from matplotlib.patheffects import AbstractPathEffect
 
 # Okabe and Ito's, told apart by eyes of every kind, and both bright on a dark scan.
 _REFERENCE, _PREDICTION = "#56b4e9", "#e69f00"
-_THICK, _THIN = 3.2, 1.4
-"""The reference lies beneath and shows on both sides of the prediction where they coincide."""
+_THICK, _THINNEST = 3.2, 1.2
+"""Points: the widest and the least width of the reference's contour."""
+_THINNER = 0.45
+"""The prediction's contour to the reference's, which lies beneath and shows on both sides where they coincide."""
+_PANEL_POINTS = 210.0
+"""About what a panel is wide."""
 _MARGIN = 0.35
 _LEAST_MARGIN_MM = 8.0
 _TITLE = 44
@@ -47,9 +52,11 @@ def draw_panel(axes: Axes, pair: Pair, entry: ClassMetrics) -> None:
     steps = (spacing[view.row_axis], spacing[view.column_axis])
     if pair.scan:
         _draw_scan(axes, view.slice_of(read_volume(pair.scan).channels_czyx[0], index), steps)
-    for plane, colour, width in ((planes[0], _REFERENCE, _THICK), (planes[1], _PREDICTION, _THIN)):
-        _draw_outline(axes, plane, steps, colour, width)
-    _frame(axes, planes[0] | planes[1], steps)
+    side = _frame(axes, planes[0] | planes[1], steps)
+    # No wider than a voxel: on a large structure a contour would bury what it surrounds.
+    width = min(max(_PANEL_POINTS * min(steps) / side, _THINNEST), _THICK)
+    _draw_outline(axes, planes[0], steps, _REFERENCE, width)
+    _draw_outline(axes, planes[1], steps, _PREDICTION, width * _THINNER)
     _draw_sides(axes, view)
     _draw_scale(axes)
     axes.set_title(
@@ -66,7 +73,7 @@ def draw_legend(figure: FigureBase, title: str) -> None:
 
     handles = [
         Line2D([], [], color=_REFERENCE, linewidth=_THICK, label="reference"),
-        Line2D([], [], color=_PREDICTION, linewidth=_THIN, label="prediction"),
+        Line2D([], [], color=_PREDICTION, linewidth=_THICK * _THINNER, label="prediction"),
     ]
     legend = figure.legend(
         handles=handles, loc="outside upper left", ncols=2, title=title, frameon=False, alignment="left"
@@ -120,8 +127,8 @@ def _draw_outline(axes: Axes, mask: Mask, steps: tuple[float, float], colour: st
     axes.add_collection(LineCollection(list(segments), colors=colour, linewidths=width, capstyle="round"))
 
 
-def _frame(axes: Axes, mask: Mask, steps: tuple[float, float]) -> None:
-    """Look at a square, in mm, around the mask."""
+def _frame(axes: Axes, mask: Mask, steps: tuple[float, float]) -> float:
+    """Look at a square around the mask; returns its side in mm."""
     ranges = []
     for step, occupied in zip(steps, (mask.any(axis=1), mask.any(axis=0)), strict=True):
         inside = np.flatnonzero(occupied)
@@ -135,16 +142,14 @@ def _frame(axes: Axes, mask: Mask, steps: tuple[float, float]) -> None:
     axes.set_facecolor("black")
     axes.set_xticks([])
     axes.set_yticks([])
+    return float(2 * half)
 
 
 def _draw_sides(axes: Axes, view: View) -> None:
-    for letter, x, y in (
-        (view.top, 0.5, 0.96),
-        (view.bottom, 0.5, 0.04),
-        (view.left, 0.03, 0.5),
-        (view.right, 0.97, 0.5),
-    ):
-        axes.text(x, y, letter, transform=axes.transAxes, color="white", ha="center", va="center", fontsize=10)
+    sides = ((view.top, 0.5, 0.96), (view.bottom, 0.5, 0.04), (view.left, 0.04, 0.5), (view.right, 0.96, 0.5))
+    for letter, x, y in sides:
+        text = axes.text(x, y, letter, transform=axes.transAxes, color="white", ha="center", va="center", fontsize=10)
+        text.set_path_effects(_dark_rim())
 
 
 def _draw_scale(axes: Axes) -> None:
@@ -155,8 +160,17 @@ def _draw_scale(axes: Axes) -> None:
     power = 10.0 ** np.floor(np.log10(wanted))
     length = max(factor * power for factor in (1, 2, 5) if factor * power <= wanted)
     x, y = left + 0.05 * (right - left), bottom + 0.05 * (top - bottom)
-    axes.plot([x, x + length], [y, y], color="white", linewidth=2, solid_capstyle="butt")
-    axes.text(x, y + 0.02 * (top - bottom), f"{length:g} mm", color="white", fontsize=8)
+    (bar,) = axes.plot([x, x + length], [y, y], color="white", linewidth=2, solid_capstyle="butt")
+    text = axes.text(x, y + 0.02 * (top - bottom), f"{length:g} mm", color="white", fontsize=8)
+    for artist in (bar, text):
+        artist.set_path_effects(_dark_rim())
+
+
+def _dark_rim() -> list[AbstractPathEffect]:
+    """White signs stay readable on a bright scan."""
+    from matplotlib.patheffects import withStroke
+
+    return [withStroke(linewidth=3, foreground="black", alpha=0.7)]
 
 
 def _verdict(entry: ClassMetrics) -> str:

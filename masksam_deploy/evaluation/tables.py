@@ -46,6 +46,7 @@ def _case_table(title: str, rows: list[tuple[str, ClassMetrics]]) -> Table:
     table = _table(
         title, ("case", "class"), ("Dice", "IoU", "HD95 mm", "ASD mm", "pred. ml", "ref. ml", "diff. ml"), ("",)
     )
+    several = len({entry.value for _, entry in rows}) > 1
     for number, (case, entry) in enumerate(rows):
         repeated = number > 0 and rows[number - 1][0] == case
         last = number + 1 == len(rows) or rows[number + 1][0] != case
@@ -60,7 +61,7 @@ def _case_table(title: str, rows: list[tuple[str, ClassMetrics]]) -> Table:
             _figure(entry.volume_reference_ml, 2),
             _figure(entry.volume_difference_ml, 2, "+"),
             Text("" if entry.status == "both present" else entry.status, style="yellow"),
-            end_section=last,
+            end_section=last and several,
         )
     return table
 
