@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import subprocess
 import sys
 import tempfile
 from datetime import datetime, timezone
@@ -57,7 +58,10 @@ def main() -> None:
     arguments.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print()
     for entry in evaluation.summary:
-        print(f"{entry.name}: Dice mean {entry.mean_dice:.4f}, worst {entry.min_dice:.4f}, {entry.counted} cases")
+        if entry.mean_dice is None or entry.min_dice is None:
+            print(f"{entry.name}: in no case")
+        else:
+            print(f"{entry.name}: Dice mean {entry.mean_dice:.4f}, worst {entry.min_dice:.4f}, {entry.counted} cases")
     print(f"wrote {arguments.output}")
 
 
@@ -93,7 +97,9 @@ def summary(evaluation: Evaluation) -> dict[str, Any]:
 
 def facts() -> dict[str, Any]:
     """When and where."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     return {
+        "commit": commit.stdout.strip(),
         "date": datetime.now(timezone.utc).date().isoformat(),
         "machine": f"{platform.machine()}, {platform.system()}",
         "versions": runtime_versions(),

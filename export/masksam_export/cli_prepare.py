@@ -28,21 +28,14 @@ def prepare_sample_data(source: Path, data: str, output: Path, force: bool) -> N
 
     if find_spec("PIL") is None:
         raise MissingDependencyError("pillow", "cpu", "prepare-sample-data")
-    from rich.console import Console
-    from rich.progress import Progress
-
+    from masksam_deploy.cli.progress import progress_bar
     from masksam_export.training.samples.hippocampus import prepare_hippocampus
     from masksam_export.training.samples.sunnybrook import prepare_sunnybrook
 
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("checking", total=None)
-
-        def step(text: str, done: int, total: int) -> None:
-            bar.update(task, description=text, completed=done, total=total)
-
-        prepare = prepare_sunnybrook if data == "sunnybrook" else prepare_hippocampus
-        prepared = prepare(source, output, force=force, step=step)
+    prepare = prepare_sunnybrook if data == "sunnybrook" else prepare_hippocampus
+    with progress_bar("checking") as progress:
+        shown = {} if progress is None else {"step": progress}
+        prepared = prepare(source, output, force=force, **shown)
     stacks = f", labels of {prepared.dicom_stacks} DICOM stacks" if prepared.dicom_stacks else ""
     click.echo(f"wrote {prepared.path}: {prepared.training} training and {prepared.test} test cases{stacks}")
     click.echo(f"next: masksam-deploy train {prepared.path} -o RUN")

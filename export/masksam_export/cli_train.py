@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 from masksam_export.cli import parse_axes
 
@@ -39,10 +40,20 @@ class _Fold(click.ParamType):  # type: ignore[type-arg]
         return text if text == "all" else int(text)
 
 
+def _axes(_: click.Context, __: click.Parameter, text: str) -> tuple[int, ...]:
+    axes = parse_axes(text) or ()
+    if len(set(axes)) < len(axes) or not set(axes) <= {0, 1, 2}:
+        raise click.BadParameter(f"'{text}' is not some of 0, 1, 2, each once, or none")
+    return tuple(sorted(axes))
+
+
+ALSO_WHEN_RESUMED = ("dataset", "output", "resume", "device", "threads", "as_json")
+
+
 @click.command(short_help="Train a MaskSAM on a data set.")
 @click.argument("dataset", type=click.Path(path_type=Path))
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Run folder to write.")
-@click.option("--resume", is_flag=True, help="Go on with the interrupted run in the run folder.")
+@click.option("--resume", is_flag=True, help="Go on with the interrupted run in the run folder, as it was begun.")
 @click.option(
     "--network",
     type=click.Choice(["tiny", "acdc", "synapse", "amos"]),
@@ -51,43 +62,49 @@ class _Fold(click.ParamType):  # type: ignore[type-arg]
     help="tiny: 2 M weights, from scratch; acdc: ViT-B; synapse, amos: ViT-H, as published.",
 )
 @click.option("--sam-checkpoint", type=click.Path(path_type=Path), help="Start from SAM; its own weights stay frozen.")
+@click.option("--checkpoint", type=click.Path(path_type=Path), help="Fine-tune this MaskSAM; its classes may differ.")
 @click.option("--patch", type=_Sizes("T,P,P", whole=True), help="Window in voxels (z,y,x) [from the data].")
 @click.option("--spacing", type=_Sizes("Z,Y,X", whole=False), help="Grid in mm (z,y,x) [median of the data].")
-@click.option("--queries", type=click.IntRange(1, 256), help="Masks proposed per slice [1.5 per class].")
+@click.option("--queries", type=click.IntRange(1, 256), help="Masks per slice [as published, or 1.5 per class].")
 @click.option("--fold", type=_Fold(), default="0", show_default=True, help="nnU-Net fold to hold out, or all.")
-@click.option("--epochs", type=click.IntRange(1), default=1000, show_default=True)
+@click.option("--epochs", type=click.IntRange(1), help="[1000; acdc: 500]")
 @click.option("--iterations", type=click.IntRange(1), default=250, show_default=True, help="Steps per epoch.")
 @click.option("--batch", type=click.IntRange(1, 1024), default=2, show_default=True, help="Patches per step.")
-@click.option("--optimizer", type=click.Choice(["adamw", "sgd"]), default="adamw", show_default=True)
+@click.option("--optimizer", type=click.Choice(["adamw", "sgd"]), help="[adamw; acdc, synapse: sgd]")
 @click.option("--learning-rate", type=click.FloatRange(0, 10, min_open=True), default=1e-3, show_default=True)
 @click.option("--weight-decay", type=click.FloatRange(0, 1), default=3e-5, show_default=True)
 @click.option("--warmup", type=click.IntRange(0), default=0, show_default=True, help="Steps to the full rate.")
 @click.option("--foreground", type=click.FloatRange(0, 1), default=0.33, show_default=True, help="Patches on labels.")
-@click.option("--mirror-axes", default="0,1,2", show_default=True, help="Axes mirrored at random, or none.")
+@click.option(
+    "--mirror-axes", callback=_axes, default="0,1,2", show_default=True, help="Axes mirrored at random, or none."
+)
 @click.option("--validate-every", type=click.IntRange(1), default=1, show_default=True, help="Epochs between checks.")
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True)
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option("--threads", type=click.IntRange(1), help="CPU threads [all cores].")
 @click.option("--json", "as_json", is_flag=True, help="Print a summary for machines at the end.")
+@click.pass_context
 def train(
+    context: click.Context,
     dataset: Path,
     output: Path,
     resume: bool,
     network: str,
     sam_checkpoint: Path | None,
+    checkpoint: Path | None,
     patch: Triple | None,
     spacing: Triple | None,
     queries: int | None,
     fold: int | str,
-    epochs: int,
+    epochs: int | None,
     iterations: int,
     batch: int,
-    optimizer: str,
+    optimizer: str | None,
     learning_rate: float,
     weight_decay: float,
     warmup: int,
     foreground: float,
-    mirror_axes: str,
+    mirror_axes: tuple[int, ...],
     validate_every: int,
     seed: int,
     device: str,
@@ -99,8 +116,13 @@ def train(
     DATASET holds dataset.json, imagesTr/ and labelsTr/. All of it is checked before anything is written. The run
     folder gets plans, settings, a table and curves of the losses and the validation Dice, and checkpoints in the
     official trainers' form; `masksam-deploy export` turns one into a bundle. An interrupted run goes on with
-    --resume. From scratch every weight is trained; from SAM's, only what MaskSAM adds to it.
+    --resume. From scratch every weight is trained; from SAM's weights, and when a published network is fine-tuned, only
+    what MaskSAM adds to SAM.
     """
+    if resume:
+        _refuse_settings(context)
+    if sam_checkpoint and checkpoint:
+        raise click.UsageError("--sam-checkpoint and --checkpoint exclude each other; start from one of them")
     from masksam_deploy.errors import MissingDependencyError
 
     for package in ("torch", "scipy", "matplotlib"):
@@ -109,10 +131,9 @@ def train(
     from masksam_export.run_train import run_train
     from masksam_export.training.run import Request
 
-    run_train(
-        dataset,
-        output,
-        Request(
+    request = None
+    if not resume:
+        request = Request(
             network=network,  # type: ignore[arg-type]  # click checked the choice
             patch=None if patch is None else (int(patch[0]), int(patch[1]), int(patch[2])),
             spacing=spacing,
@@ -125,14 +146,23 @@ def train(
             weight_decay=weight_decay,
             warmup=warmup,
             foreground_share=foreground,
-            mirror_axes=parse_axes(mirror_axes) or (),
+            mirror_axes=mirror_axes,
             fold=None if isinstance(fold, str) else fold,
             validate_every=validate_every,
             seed=seed,
-            device=device,
             sam_checkpoint=sam_checkpoint,
-        ),
-        resume=resume,
-        threads=threads,
-        as_json=as_json,
-    )
+            checkpoint=checkpoint,
+        )
+    run_train(dataset, output, request, device=device, threads=threads, as_json=as_json)
+
+
+def _refuse_settings(context: click.Context) -> None:
+    """A resumed run has its settings; others would make it another run."""
+    given = [
+        parameter.opts[-1]
+        for parameter in context.command.params
+        if parameter.name not in ALSO_WHEN_RESUMED
+        and context.get_parameter_source(str(parameter.name)) is ParameterSource.COMMANDLINE
+    ]
+    if given:
+        raise click.UsageError(f"--resume goes on with the run's own settings; leave out {', '.join(given)}")

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import isfinite
 from pathlib import Path
 
 import click
@@ -13,21 +14,24 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from masksam_deploy.errors import MemoryLimitError
 from masksam_deploy.text import one_line
 from masksam_export.training.history import Epoch
 from masksam_export.training.loop import Trainer
 from masksam_export.training.run import Request, prepare_run
 
 
-def run_train(dataset: Path, run: Path, request: Request, *, resume: bool, threads: int | None, as_json: bool) -> None:
-    """Train and report; see the command's options."""
+def run_train(
+    dataset: Path, run: Path, request: Request | None, *, device: str, threads: int | None, as_json: bool
+) -> None:
+    """Train and report; see the command's options. Without a request the interrupted run goes on."""
     if threads:
         torch.set_num_threads(threads)
     console = Console(stderr=True, highlight=False, markup=False)
     started = time.perf_counter()
     with _bars(console) as bars:
-        watcher = _Watcher(bars, console, request)
-        trainer, notes = prepare_run(dataset, run, request, watcher, watcher.preparing, resume=resume)
+        watcher = _Watcher(bars, console)
+        trainer, notes = prepare_run(dataset, run, request, watcher, watcher.preparing, device)
         for note in notes:
             console.print(one_line(note, limit=2000), soft_wrap=True)
         watcher.start(trainer)
@@ -35,9 +39,13 @@ def run_train(dataset: Path, run: Path, request: Request, *, resume: bool, threa
             trainer.fit()
         except KeyboardInterrupt:
             if trainer.epochs:
-                done = f"{len(trainer.epochs)} of {request.epochs} epochs"
+                done = f"{len(trainer.epochs)} of {trainer.settings.epochs} epochs"
                 console.print(f"interrupted; {done} are saved: go on with --resume")
             raise
+        except torch.OutOfMemoryError as error:
+            raise MemoryLimitError(
+                f"the device ran out of memory ({one_line(str(error))}); start again with a smaller --batch or --patch"
+            ) from error
     seconds = time.perf_counter() - started
     if as_json:
         click.echo(json.dumps(_summary(trainer, run, seconds), indent=2))
@@ -48,12 +56,11 @@ def run_train(dataset: Path, run: Path, request: Request, *, resume: bool, threa
 class _Watcher:
     """Bars on a terminal; one line per epoch everywhere."""
 
-    def __init__(self, bars: Progress, console: Console, request: Request) -> None:
+    def __init__(self, bars: Progress, console: Console) -> None:
         self._bars = bars
         self._console = console
-        self._request = request
         self._preparing = bars.add_task("checking", total=None)
-        self._steps = bars.add_task("training", total=request.epochs * request.iterations, visible=False)
+        self._steps = bars.add_task("training", total=None, visible=False)
         self._cases = bars.add_task("validating", total=None, visible=False)
 
     def preparing(self, what: str, done: int, total: int) -> None:
@@ -62,14 +69,15 @@ class _Watcher:
     def start(self, trainer: Trainer) -> None:
         self._trainer = trainer
         self._bars.remove_task(self._preparing)
-        done = len(trainer.epochs) * self._request.iterations
-        self._bars.update(self._steps, visible=True, completed=done)
+        settings = trainer.settings
+        done, total = len(trainer.epochs) * settings.iterations, settings.epochs * settings.iterations
+        self._bars.update(self._steps, visible=True, completed=done, total=total)
 
     def iteration(self, epoch: int, done: int, loss: float) -> None:
         self._bars.update(
             self._steps,
-            completed=epoch * self._request.iterations + done,
-            description=f"epoch {epoch + 1}/{self._request.epochs}, loss {loss:.3f}",
+            completed=epoch * self._trainer.settings.iterations + done,
+            description=f"epoch {epoch + 1}/{self._trainer.settings.epochs}, loss {loss:.3f}",
         )
 
     def validated(self, done: int, total: int) -> None:
@@ -108,7 +116,7 @@ def _summary(trainer: Trainer, run: Path, seconds: float) -> dict[str, object]:
         "epochs": len(trainer.epochs),
         "seconds": round(seconds, 1),
         "train_loss": last.train_loss,
-        "validation_dice": None if last.dice is None else dict(zip(names, last.dice, strict=True)),
+        "validation_dice": None if last.dice is None else dict(zip(names, map(_or_none, last.dice), strict=True)),
         "checkpoint": str(run / "checkpoint_final.pth"),
     }
 
@@ -119,3 +127,8 @@ def _tell(trainer: Trainer, run: Path, seconds: float) -> None:
         click.echo(f"validation Dice, {name}: {value:.4f}")
     click.echo(f"wrote {run} ({seconds / 60:.1f} min): checkpoints, curves.png, progress.csv")
     click.echo(f"next: masksam-deploy export {run / 'checkpoint_final.pth'} -o {run.name}.masksam")
+
+
+def _or_none(value: float) -> float | None:
+    """JSON has no NaN."""
+    return value if isfinite(value) else None

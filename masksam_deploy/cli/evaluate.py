@@ -28,7 +28,7 @@ _SUFFIXES = {"csv": ".csv", "report": ".json", "plot": ".png"}
 @click.option("--csv", type=FILE, help="Write a row per case and class (.csv).")
 @click.option("--report", type=FILE, help="Write everything, with definitions (.json).")
 @click.option("--plot", type=FILE, help="Draw box plots and the worst cases (.png).")
-@click.option("--scans", type=FILE, help="Folder of the scans to draw beneath the worst cases.")
+@click.option("--scans", type=FILE, help="Folder of scans to draw beneath; for one case, the scan.")
 @click.option("--min-dice", type=float, callback=share, help="Exit with 3 if any class's mean Dice is below.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report instead of tables.")
 def evaluate(
@@ -53,7 +53,7 @@ def evaluate(
         raise click.UsageError("--scans is what --plot draws on; give --plot as well")
     wanted = {"csv": csv, "report": report, "plot": plot}
     outputs = {kind: path for kind, path in wanted.items() if path}
-    _check_outputs(outputs, labels)
+    _check_outputs(outputs, (predictions, references, labels, scans))
 
     from masksam_deploy.evaluation import evaluate_pairs
     from masksam_deploy.evaluation.evaluation import check_mean_dice
@@ -77,11 +77,8 @@ def evaluate(
         check_mean_dice(evaluation, min_dice)
 
 
-def _check_outputs(outputs: dict[str, Path], labels: Path | None) -> None:
-    """Refuse what cannot or must not be written, before any work.
-
-    No output can replace a label map or a scan: the suffixes keep them apart.
-    """
+def _check_outputs(outputs: dict[str, Path], inputs: tuple[Path | None, ...]) -> None:
+    """Refuse what cannot or must not be written, before any work: nothing that was there may be lost in an input."""
     from masksam_deploy.atomic import check_writable
     from masksam_deploy.errors import OutputError
     from masksam_deploy.text import shown
@@ -90,8 +87,9 @@ def _check_outputs(outputs: dict[str, Path], labels: Path | None) -> None:
         suffix = _SUFFIXES[kind]
         if path.suffix.lower() != suffix:
             raise OutputError(f"'{shown(path)}': found '{path.suffix}' as its type, expected {suffix}; rename it")
-        if labels and labels.resolve() in (path.resolve(), *path.resolve().parents):
-            raise OutputError(f"'{shown(path)}' would change what --labels names, which is only read; write elsewhere")
+        places = {place.resolve() for place in inputs if place}
+        if path.exists() and places & {path.resolve(), *path.resolve().parents}:
+            raise OutputError(f"'{shown(path)}' belongs to what is only read; write elsewhere")
         check_writable(path)
     if "plot" in outputs:
         from masksam_deploy.evaluation.figure import require_matplotlib

@@ -42,7 +42,7 @@ def check_dice(comparison: Comparison, least: float) -> None:
             "what the bundles segment"
         )
     low = [
-        f"'{one_line(row.name)}' {dice:.6f} in {shown(row.lowest_dice_scan or '')}"
+        f"'{one_line(row.name)}' {dice!r} in {shown(row.lowest_dice_scan or '')}"
         for row, dice in judged
         if dice < least
     ]

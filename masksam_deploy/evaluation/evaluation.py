@@ -12,6 +12,10 @@ from masksam_deploy.evaluation.label_maps import label_values, read_label_map
 from masksam_deploy.evaluation.metrics import ClassMetrics, absent, evaluate_case
 from masksam_deploy.evaluation.pairing import Pair, Pairing, check_grids, pair_cases
 from masksam_deploy.evaluation.summary import ClassSummary, summarize
+from masksam_deploy.text import one_line
+
+MOST_UNNAMED = 256
+"""Different values that are taken for labels without being named: a scan given by mistake would take hours."""
 
 Progress: TypeAlias = Callable[[int, int], None]
 """Called with the cases done and the number of cases."""
@@ -108,14 +112,23 @@ def check_mean_dice(evaluation: Evaluation, least: float) -> None:
         raise DiceTooLowError(
             f"found no case in which any class occurs, expected a mean Dice of at least {least:g}; check the files"
         )
-    low = [f"'{row.name}' {mean:.4f} over {row.counted} cases" for row, mean in judged if mean < least]
+    # All digits: a rounded mean could look like the limit that it misses.
+    low = [f"'{row.name}' {mean!r} over {row.counted} cases" for row, mean in judged if mean < least]
     if low:
-        raise DiceTooLowError(f"found a mean Dice of {'; '.join(low)}, expected at least {least:g} for every class")
+        raise DiceTooLowError(
+            f"found a mean Dice of {'; '.join(low)}, expected at least {least:g} for every class; look at the worst "
+            "cases with --plot"
+        )
 
 
 def _compare(pair: Pair, names: Mapping[int, str] | None) -> dict[int, ClassMetrics]:
     """The classes that occur in one case; which others there are is known only after the last one."""
     prediction, reference = (read_label_map(path, names) for path in (pair.prediction, pair.reference))
     values = sorted({*label_values(prediction.array), *label_values(reference.array)})
+    if names is None and len(values) > MOST_UNNAMED:
+        raise EvaluationError(
+            f"case {one_line(pair.case)!r}: found {len(values)} different values, expected a label map; is one of the "
+            "files a scan? If all are labels, name them with --labels"
+        )
     wanted = {value: names[value] if names is not None else str(value) for value in values}
     return {entry.value: entry for entry in evaluate_case(prediction, reference, wanted)}

@@ -13,6 +13,7 @@ from masksam_deploy.bundle import Bundle
 from masksam_deploy.evaluation.errors import EvaluationError
 from masksam_deploy.io import read_volume
 from masksam_deploy.io.grid import grid_difference
+from masksam_deploy.memory import available_memory
 from masksam_deploy.report import label_names
 from masksam_deploy.text import one_line, shown
 from masksam_deploy.volume import Array, Geometry, Volume
@@ -20,6 +21,8 @@ from masksam_deploy.volume import Array, Geometry, Volume
 _GREATEST = 65535
 """Of the values that label maps of this package may hold."""
 _LISTED = 8
+_BYTES_PER_VOXEL = 12
+"""A scan in float32, its labels, and the masks of one class in both files."""
 
 
 def read_label_map(path: Path, names: Mapping[int, str] | None = None) -> Volume:
@@ -33,7 +36,8 @@ def read_label_map(path: Path, names: Mapping[int, str] | None = None) -> Volume
         ScanError: the file cannot be read.
         EvaluationError: it holds something other than whole numbers from 0 to 65535, or a value without a name.
     """
-    volume = read_volume(path)
+    free = available_memory()
+    volume = read_volume(path, max_voxels=free // _BYTES_PER_VOXEL if free else None)
     scan: Array = volume.channels_czyx[0]
     labels = np.empty(scan.shape, np.uint16)
     bad: set[float] = set()
@@ -110,15 +114,23 @@ def _check_named(labels: NDArray[np.uint16], names: Mapping[int, str], path: Pat
         )
 
 
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """Of two entries of one name the first would be lost."""
+    names = [name for name, _ in pairs]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"the name {twice[0]!r} occurs twice")
+    return dict(pairs)
+
+
 def _names_from_dataset(path: Path) -> dict[int, str]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique)
     except OSError as error:
         raise EvaluationError(f"{shown(path)}: cannot be read: {error.strerror}; check the path") from error
     except (ValueError, RecursionError) as error:
         raise EvaluationError(
-            f"{shown(path)}: found no JSON ({one_line(str(error))}), expected an nnU-Net dataset.json or a bundle's "
-            "folder; give one of these"
+            f"{shown(path)}: found no usable JSON ({one_line(str(error))}), expected an nnU-Net dataset.json or a "
+            "bundle's folder; give one of these"
         ) from error
     labels = content.get("labels") if isinstance(content, dict) else None
     if not isinstance(labels, dict):

@@ -62,6 +62,8 @@ def pair_cases(predictions: Path, references: Path, *, allow_missing: bool = Fal
             f"found a folder ({shown(folder)}) and a file ({shown(file)}), expected two folders or two files; give two "
             "of a kind"
         )
+    if predictions.samefile(references):
+        raise EvaluationError(f"{shown(predictions)}: found it on both sides, expected predictions and references")
     if not predictions.is_dir():
         return Pairing((Pair(case_name(references), predictions, references),))
     left, right = _volumes(predictions), _volumes(references)
@@ -83,7 +85,7 @@ def with_scans(pairing: Pairing, scans: Path, *, allow_missing: bool = False) ->
 
     Args:
         pairing: the cases.
-        scans: a folder, or a file if there is one case only.
+        scans: a folder; or, if there is one case only, its file or its DICOM folder.
         allow_missing: whether cases may stay without a scan.
 
     Raises:
@@ -93,7 +95,9 @@ def with_scans(pairing: Pairing, scans: Path, *, allow_missing: bool = False) ->
         return replace(pairing, pairs=(replace(pairing.pairs[0], scan=scans),))
     if not scans.is_dir():
         raise EvaluationError(f"{shown(scans)}: found no such folder, expected one with scans; check the path")
-    files = _volumes(scans)
+    files = _volumes(scans, needed=len(pairing.pairs) > 1)
+    if not files:
+        return replace(pairing, pairs=(replace(pairing.pairs[0], scan=scans),))
     pairs = tuple(replace(pair, scan=_scan_of(pair.case, files)) for pair in pairing.pairs)
     missing = [one_line(pair.case) for pair in pairs if pair.scan is None]
     if missing and not allow_missing:
@@ -124,7 +128,7 @@ def case_name(path: Path) -> str:
     return path.name[: -len(scan_suffix(path) or "") or None]
 
 
-def _volumes(folder: Path) -> Mapping[str, Path]:
+def _volumes(folder: Path, *, needed: bool = True) -> Mapping[str, Path]:
     files: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         if path.name.startswith(".") or scan_suffix(path) is None or not path.is_file():
@@ -136,7 +140,7 @@ def _volumes(folder: Path) -> Mapping[str, Path]:
                 "for each case; remove one"
             )
         files[case] = path
-    if not files:
+    if not files and needed:
         raise EvaluationError(
             f"{shown(folder)}: found no volumes, expected files of type {', '.join(SCAN_SUFFIXES)}; check the path"
         )

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
+from masksam_deploy import Volume, read_volume, write_labels
 from masksam_deploy.cli.evaluate import evaluate
 from masksam_deploy.errors import MissingDependencyError, OutputError
 from masksam_deploy.evaluation import DiceTooLowError
@@ -101,6 +102,29 @@ def test_outputs_are_checked_before_the_work(folders: Path) -> None:
     for option, name in (("--csv", "x.txt"), ("--report", "x.csv"), ("--plot", "x.jpg"), ("--csv", "no/such/x.csv")):
         with pytest.raises(OutputError):
             call(folders, option, folders / name)
+
+
+def test_nothing_of_the_inputs_is_replaced(folders: Path) -> None:
+    for side in ("found", "wanted", "scans"):
+        (folders / side / "dataset.json").write_text("{}")
+        with pytest.raises(OutputError, match="only read"):
+            call(folders, "--report", folders / side / "dataset.json", "--plot", "x.png", "--scans", folders / "scans")
+        assert (folders / side / "dataset.json").read_text() == "{}"
+
+
+def test_the_scan_of_one_case_may_be_a_dicom_folder(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    sample = Path(__file__).parents[2] / "examples" / "sunnybrook"
+    labels = read_volume(sample / "reference.nii.gz")
+    moved = np.roll(np.asarray(labels.array[0], np.uint8), 3, axis=2)
+    write_labels(Volume(moved, labels.geometry), tmp_path / "found.nii.gz")
+    arguments = [tmp_path / "found.nii.gz", sample / "reference.nii.gz", "--scans", sample / "scan"]
+    result = CliRunner().invoke(evaluate, [*map(str, arguments), "--plot", str(tmp_path / "x.png")])
+    assert result.exit_code == 0, result.exception
+    with Image.open(tmp_path / "x.png") as image:
+        grey = np.asarray(image.convert("L"))
+    # The scan beneath: many different greys, where a panel without a scan is black.
+    assert len(np.unique(grey[grey.shape[0] // 2 :])) > 100
 
 
 def test_a_plot_without_matplotlib_says_what_to_install(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,6 +68,17 @@ def test_intensity_changes_are_finite_and_moderate() -> None:
     assert any(not torch.allclose(result, changed[0]) for result in changed[1:])
 
 
+def test_channels_keep_units_of_their_own() -> None:
+    generator = torch.Generator().manual_seed(0)
+    image = torch.stack(
+        [1000 * torch.rand(2, 16, 16, generator=generator), torch.randn(2, 16, 16, generator=generator)]
+    )
+    for seed in range(50):
+        changed = change_intensities(image, 1.0, seeded(seed))[1]
+        assert float(changed.mean().abs()) < 1
+        assert 0.1 < float(changed.std()) < 4
+
+
 def test_a_constant_patch_survives_every_intensity_change() -> None:
     for seed in range(20):
         assert torch.isfinite(change_intensities(torch.zeros(1, 2, 8, 8), 1.0, seeded(seed))).all()

@@ -179,7 +179,7 @@ def test_labels_stay_on_the_structure_they_mark(tmp_path: Path, transpose: Shape
     scan[0] += np.float32(500) * labels
     case = Generated(scan, labels, (1.1, 0.9, 1.0))
     dataset = read_dataset(write_dataset(tmp_path / "d", {"a": case, "b": case}))
-    prepared = prepare_case(dataset.cases[0], dataset, spec(spacing, transpose), keep_scan=False)
+    prepared = prepare_case(dataset.cases[0], dataset, spec(spacing, transpose), keep_reference=False)
     assert prepared.image.shape == (1, *prepared.frame.network_shape)
     assert prepared.labels.shape == prepared.frame.network_shape
     bright = prepared.image[0] > 0.5 * (prepared.image.min() + prepared.image.max())
@@ -192,7 +192,7 @@ def test_the_image_is_what_inference_would_see_to_the_bit(tmp_path: Path) -> Non
     case = generated(0, channels=2, spacing=(2.0, 1.0, 1.0))
     dataset = read_dataset(write_dataset(tmp_path / "d", {"a": case, "b": case}))
     chosen = spec((1.5, 0.7, 1.1), (1, 0, 2), channels=2)
-    prepared = prepare_case(dataset.cases[0], dataset, chosen, keep_scan=True)
+    prepared = prepare_case(dataset.cases[0], dataset, chosen, keep_reference=True)
     expected = preprocess(read_volume(list(dataset.cases[0].images)), chosen)
     assert prepared.name == "a"
     assert prepared.frame == expected.frame
@@ -203,13 +203,10 @@ def test_the_image_is_what_inference_would_see_to_the_bit(tmp_path: Path) -> Non
 def test_scan_and_reference_are_kept_only_on_demand(tmp_path: Path) -> None:
     case = generated(0)
     dataset = read_dataset(write_dataset(tmp_path / "d", {"a": case, "b": case}))
-    without = prepare_case(dataset.cases[0], dataset, spec((1.0, 1.0, 1.0)), keep_scan=False)
-    assert without.scan is None
+    without = prepare_case(dataset.cases[0], dataset, spec((1.0, 1.0, 1.0)), keep_reference=False)
     assert without.reference is None
-    kept = prepare_case(dataset.cases[0], dataset, spec((1.0, 1.0, 1.0)), keep_scan=True)
-    assert kept.scan is not None
+    kept = prepare_case(dataset.cases[0], dataset, spec((1.0, 1.0, 1.0)), keep_reference=True)
     assert kept.reference is not None
-    np.testing.assert_array_equal(np.asarray(kept.scan.array), case.scan)
     np.testing.assert_array_equal(np.asarray(kept.reference.array), case.labels)
 
 
@@ -217,7 +214,7 @@ def test_a_case_that_cannot_be_prepared_is_named(tmp_path: Path) -> None:
     case = generated(0)
     dataset = read_dataset(write_dataset(tmp_path / "d", {"a": case, "b": case}))
     with pytest.raises(DatasetError, match=r"case 'b': the scan covers 6 mm along an axis"):
-        prepare_case(dataset.cases[1], dataset, spec((50.0, 1.0, 1.0)), keep_scan=False)
+        prepare_case(dataset.cases[1], dataset, spec((50.0, 1.0, 1.0)), keep_reference=False)
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,22 @@ def test_a_volume_without_its_partner_is_refused_by_name(folder: str, source: Pa
     assert not (tmp_path / "data").exists()
 
 
+@pytest.mark.parametrize("name", ["hippocampus_001", "hippocampus_011"])  # to train on, and set aside
+def test_a_value_beyond_the_list_is_refused_by_name(name: str, source: Path, tmp_path: Path) -> None:
+    array = np.full((4, 5, 6), 99, np.uint8)
+    write_image(source / "hippocampus_msd" / "labelsTr" / f"{name}.nii.gz", array)
+    with pytest.raises(DatasetError, match=rf"{name}.*99"):
+        prepare_hippocampus(source, tmp_path / "data")
+    assert not (tmp_path / "data").exists()
+
+
+def test_another_grid_is_refused_by_name(source: Path, tmp_path: Path) -> None:
+    array = np.zeros((4, 5, 6), np.uint8)
+    write_image(source / "hippocampus_msd" / "labelsTr" / "hippocampus_011.nii.gz", array, (1.0, 2.0, 1.0))
+    with pytest.raises(DatasetError, match="hippocampus_011"):
+        prepare_hippocampus(source, tmp_path / "data")
+
+
 def test_an_empty_folder_is_refused(source: Path, tmp_path: Path) -> None:
     for path in (source / "hippocampus_msd").rglob("*.nii.gz"):
         path.unlink()

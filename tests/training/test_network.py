@@ -63,9 +63,22 @@ def test_fewer_queries_than_classes_are_refused() -> None:
         network_config("tiny", channels=1, patch=(2, 32, 32), queries=3, classes=4)
 
 
-@pytest.mark.parametrize(("classes", "queries"), [(2, 4), (3, 5), (4, 6), (9, 13), (16, 24)])
-def test_default_queries_follow_the_published_ratio(classes: int, queries: int) -> None:
-    assert default_queries(classes) == queries
+@pytest.mark.parametrize(
+    ("name", "classes", "queries"),
+    [
+        ("tiny", 2, 4),
+        ("tiny", 3, 5),
+        ("tiny", 9, 13),
+        ("acdc", 4, 8),
+        ("synapse", 9, 24),
+        ("amos", 16, 24),
+        ("amos", 30, 45),
+    ],
+)
+def test_default_queries_are_the_published_ones_where_they_suffice(
+    name: NetworkName, classes: int, queries: int
+) -> None:
+    assert default_queries(name, classes) == queries
 
 
 def test_one_seed_gives_one_network_and_leaves_torch_s_own_generator_alone() -> None:

@@ -12,7 +12,7 @@ from masksam_deploy.preprocess import ScanFrame
 from masksam_deploy.volume import Geometry
 from masksam_export.training.augmentation import NO_AUGMENTATION, Augmentation
 from masksam_export.training.cases import PreparedCase
-from masksam_export.training.patches import PatchSampler, cut
+from masksam_export.training.patches import PatchSampler, Source, cut
 from masksam_export.training.targets import PADDING
 
 
@@ -23,7 +23,7 @@ def case(shape: tuple[int, int, int], labels: np.ndarray | None = None) -> Prepa
     z, y, x = shape
     frame = ScanFrame(geometry, (0, 1, 2), ((0, z), (0, y), (0, x)), (1, 1, 1), (1, 1, 1), shape)
     array = np.zeros(shape, np.int8) if labels is None else labels.astype(np.int8)
-    return PreparedCase("case", image, array, None, None, frame)
+    return PreparedCase("case", image, array, None, frame)
 
 
 def sampler(
@@ -33,7 +33,9 @@ def sampler(
     foreground: float = 0.0,
     seed: int = 0,
 ) -> PatchSampler:
-    return PatchSampler(cases, patch, augmentation, foreground, torch.Generator().manual_seed(seed))
+    return PatchSampler(
+        [Source.of(case) for case in cases], patch, augmentation, foreground, torch.Generator().manual_seed(seed)
+    )
 
 
 @given(st.tuples(*[st.integers(1, 9)] * 3), st.tuples(*[st.integers(1, 9)] * 3), st.integers(0, 1000))
@@ -121,6 +123,20 @@ def test_one_seed_gives_one_sequence_of_batches() -> None:
 def test_labels_of_many_classes_survive_sampling() -> None:
     labels = np.full((1, 4, 4), 104)
     assert sampler([case((1, 4, 4), labels)], (1, 4, 4)).draw().labels.unique().tolist() == [104]
+
+
+def test_what_a_patch_does_not_need_is_not_read() -> None:
+    """NaN everywhere but near the patch: interpolation must not touch it."""
+    image = torch.full((1, 20, 60, 60), float("nan"))
+    image[:, 8:12, 20:40, 20:40] = 1
+    patch = cut(image, torch.zeros(20, 60, 60, dtype=torch.int8), (2, 16, 16), (10.0, 30.0, 30.0), torch.eye(3))
+    assert torch.allclose(patch.image, torch.ones(1))
+
+
+def test_a_patch_wholly_outside_is_padding() -> None:
+    patch = cut(torch.ones(1, 4, 8, 8), torch.ones(4, 8, 8), (2, 4, 4), (100.0, -50.0, 4.0), torch.eye(3))
+    assert not patch.image.any()
+    assert (patch.labels == PADDING).all()
 
 
 @pytest.mark.parametrize("size", [1, 3])

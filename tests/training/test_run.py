@@ -13,11 +13,12 @@ import torch
 from masksam_deploy.errors import CheckpointError, DatasetError, MaskSamError, OutputError
 from masksam_export.checkpoint import load_checkpoint
 from masksam_export.safe_load import load_mapping
-from masksam_export.training.history import Epoch
+from masksam_export.training.history import Epoch, draw_curves
 from masksam_export.training.loop import Trainer, learning_rate
 from masksam_export.training.run import Request, prepare_run
 from masksam_export.training.settings import OptimizerName
-from tests.training.raw_dataset import Generated, description, write_dataset
+from masksam_export.training.trainer_form import is_best
+from tests.training.raw_dataset import Generated, description, generated, write_case, write_dataset
 
 REQUEST = Request(patch=(2, 32, 32), epochs=2, iterations=3, batch=2, learning_rate=2e-3, warmup=2, seed=5)
 
@@ -61,9 +62,10 @@ def dataset(tmp_path: Path) -> Path:
     return write_dataset(tmp_path / "data", cases, description(("MRI",), 2))
 
 
-def start(dataset: Path, run: Path, request: Request = REQUEST, *, resume: bool = False) -> tuple[Trainer, Silent]:
+def start(dataset: Path, run: Path, request: Request | None = REQUEST) -> tuple[Trainer, Silent]:
+    """Prepare a run; without a request, go on with the interrupted one."""
     watcher = Silent()
-    trainer, _ = prepare_run(dataset, run, request, watcher, ignore, resume=resume)
+    trainer, _ = prepare_run(dataset, run, request, watcher, ignore)
     return trainer, watcher
 
 
@@ -133,10 +135,10 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(
     request = replace(REQUEST, optimizer=optimizer, learning_rate=1e-4)
     start(dataset, tmp_path / "whole", request)[0].fit()
     run = tmp_path / "halves"
-    trainer, _ = prepare_run(dataset, run, request, Silent(stop_after=1), ignore, resume=False)
+    trainer, _ = prepare_run(dataset, run, request, Silent(stop_after=1), ignore)
     with pytest.raises(KeyboardInterrupt):
         trainer.fit()
-    resumed, watcher = start(dataset, run, request, resume=True)
+    resumed, watcher = start(dataset, run, None)
     resumed.fit()
     assert [epoch.number for epoch in watcher.epochs] == [1]
     assert same(weights(run / "checkpoint_final.pth"), weights(tmp_path / "whole" / "checkpoint_final.pth"))
@@ -148,9 +150,35 @@ def test_it_learns_a_disc(dataset: Path, tmp_path: Path) -> None:
     trainer, watcher = start(dataset, tmp_path / "run", request)
     trainer.fit()
     assert watcher.epochs[0].dice is None
-    assert watcher.epochs[-1].train_loss < 0.6 * watcher.epochs[0].train_loss
+    assert watcher.epochs[-1].train_loss < 0.8 * watcher.epochs[0].train_loss
     assert watcher.epochs[-1].dice is not None
     assert watcher.epochs[-1].dice[0] > 0.7
+
+
+def test_fine_tuning_starts_from_the_checkpoint_s_weights(dataset: Path, finished: Path, tmp_path: Path) -> None:
+    checkpoint = finished / "checkpoint_release.pth"
+    trainer, _ = start(dataset, tmp_path / "tuned", replace(REQUEST, checkpoint=checkpoint))
+    assert same(dict(trainer.model.state_dict()), weights(checkpoint))
+    assert all(parameter.requires_grad for parameter in trainer.model.parameters())
+    assert trainer.settings.checkpoint_sha256 is not None
+
+
+def test_fine_tuning_to_other_classes_keeps_all_but_the_classifier(finished: Path, tmp_path: Path) -> None:
+    cases = {f"case_{index}": generated(index, (3, 36, 36), classes=3) for index in range(2)}
+    dataset = write_dataset(tmp_path / "three", cases)
+    checkpoint = finished / "checkpoint_final.pth"
+    trainer, _ = start(dataset, tmp_path / "tuned", replace(REQUEST, checkpoint=checkpoint, queries=4))
+    before, after = weights(checkpoint), trainer.model.state_dict()
+    different = {name for name in before if not torch.equal(before[name], after[name])}
+    layer = "sam_model.mask_decoder.classifier_embed_Adapter"
+    assert different == {f"{layer}.weight", f"{layer}.bias"}
+
+
+def test_fine_tuning_another_network_names_the_sizes(dataset: Path, finished: Path, tmp_path: Path) -> None:
+    request = replace(REQUEST, checkpoint=finished / "checkpoint_final.pth", patch=(3, 32, 32))
+    with pytest.raises(CheckpointError, match="frames 2 instead of 3"):
+        start(dataset, tmp_path / "tuned", request)
+    assert not (tmp_path / "tuned").exists()
 
 
 def test_frozen_weights_do_not_move(dataset: Path, tmp_path: Path) -> None:
@@ -166,7 +194,7 @@ def test_frozen_weights_do_not_move(dataset: Path, tmp_path: Path) -> None:
 
 def test_all_cases_can_be_trained_on(dataset: Path, tmp_path: Path) -> None:
     trainer, _ = start(dataset, tmp_path / "run", replace(REQUEST, fold=None))
-    assert len(trainer.data.train) == len(trainer.data.validation) == 4
+    assert len(trainer.data.train) == len(trainer.data.held_out) == 4
 
 
 def test_a_run_folder_in_use_is_refused(dataset: Path, finished: Path) -> None:
@@ -174,20 +202,42 @@ def test_a_run_folder_in_use_is_refused(dataset: Path, finished: Path) -> None:
         start(dataset, finished)
 
 
-def test_resuming_with_other_settings_names_them(dataset: Path, finished: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"batch is 3, was 2"):
-        start(dataset, finished, replace(REQUEST, batch=3), resume=True)
+def test_resuming_other_cases_names_them(dataset: Path, finished: Path) -> None:
+    write_case(dataset, "added", disc(9))
+    with pytest.raises(DatasetError, match="added were added or removed"):
+        start(dataset, finished, None)
+
+
+def test_resuming_changed_data_is_refused_and_changes_nothing(dataset: Path, finished: Path) -> None:
+    before = (finished / "plans.json").read_bytes()
+    write_case(dataset, "case_1", disc(77))
+    with pytest.raises(DatasetError, match="other plans"):
+        start(dataset, finished, None)
+    assert (finished / "plans.json").read_bytes() == before
 
 
 def test_resuming_nothing_is_refused(dataset: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="does not exist"):
-        start(dataset, tmp_path / "none", resume=True)
+    with pytest.raises(CheckpointError, match=r"has no checkpoint_latest\.pth"):
+        start(dataset, tmp_path / "none", None)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "[" * 100_000, '{"network": "tiny"}'])
+def test_damaged_settings_are_refused(content: str, dataset: Path, finished: Path) -> None:
+    (finished / "settings.json").write_text(content)
+    with pytest.raises(CheckpointError, match="settings of an interrupted run"):
+        start(dataset, finished, None)
+
+
+def test_a_run_that_ended_before_its_first_epoch_can_be_started_again(dataset: Path, tmp_path: Path) -> None:
+    start(dataset, tmp_path / "run")
+    start(dataset, tmp_path / "run", replace(REQUEST, batch=1))
+    assert json.loads((tmp_path / "run" / "settings.json").read_text())["batch"] == 1
 
 
 def test_resuming_a_release_is_refused(dataset: Path, finished: Path) -> None:
     (finished / "checkpoint_latest.pth").write_bytes((finished / "checkpoint_release.pth").read_bytes())
     with pytest.raises(CheckpointError, match="no optimizer_state"):
-        start(dataset, finished, resume=True)
+        start(dataset, finished, None)
 
 
 def test_bad_data_leave_no_run_folder(dataset: Path, tmp_path: Path) -> None:
@@ -199,7 +249,7 @@ def test_bad_data_leave_no_run_folder(dataset: Path, tmp_path: Path) -> None:
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_epoch(dataset: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    trainer, _ = prepare_run(dataset, run, REQUEST, Silent(stop_after=1), ignore, resume=False)
+    trainer, _ = prepare_run(dataset, run, REQUEST, Silent(stop_after=1), ignore)
     with pytest.raises(KeyboardInterrupt):
         trainer.fit()
     good = (run / "checkpoint_latest.pth").read_bytes()
@@ -216,7 +266,7 @@ def test_cuda_without_a_device_is_refused_not_replaced(
     unavailable: Callable[[], bool] = lambda: False  # noqa: E731
     monkeypatch.setattr(torch.cuda, "is_available", unavailable)
     with pytest.raises(DatasetError, match="no CUDA device"):
-        start(dataset, tmp_path / "run", replace(REQUEST, device="cuda"))
+        prepare_run(dataset, tmp_path / "run", REQUEST, Silent(), ignore, "cuda")
 
 
 def test_the_learning_rate_warms_up_and_falls_as_a_polynomial(dataset: Path, tmp_path: Path) -> None:
@@ -225,6 +275,22 @@ def test_the_learning_rate_warms_up_and_falls_as_a_polynomial(dataset: Path, tmp
     assert rates[0] == pytest.approx(2e-3 / 8)
     assert rates[7] == pytest.approx(2e-3 * 0.9**0.9)
     assert rates[-1] == pytest.approx(2e-3 * 0.1**0.9)
+
+
+def test_a_class_that_no_validation_case_holds_does_not_stop_the_choice_of_the_best() -> None:
+    nan = float("nan")
+    epochs = [
+        Epoch(n, 1e-3, 1.0, {}, 1.0, dice, 0.0, 1.0) for n, dice in enumerate([(0.2, nan), (0.5, nan), (0.1, nan)])
+    ]
+    assert [epoch.mean_dice for epoch in epochs] == [0.2, 0.5, 0.1]
+    assert [is_best(epochs[: n + 1]) for n in range(3)] == [True, True, False]
+    assert Epoch(0, 1e-3, 1.0, {}, 1.0, (nan,), 0.0, 1.0).mean_dice is None
+
+
+def test_curves_can_be_drawn_of_any_label_name(tmp_path: Path) -> None:
+    names = ("background", r"a $\foo$", "_hidden", "50 %")
+    draw_curves(tmp_path / "curves.png", [Epoch(0, 1e-3, 1.0, {}, 1.0, (0.1, 0.2, 0.3), 0.0, 1.0)], names)
+    assert (tmp_path / "curves.png").stat().st_size > 1000
 
 
 def test_settings_are_written_as_they_were_used(finished: Path) -> None:

@@ -438,6 +438,12 @@ def test_two_contours_of_one_image_are_refused(contours: Path) -> None:
     assert "found a second contour of image 21" in refusal(contours.parents[1])
 
 
+@pytest.mark.parametrize("extra", ["contours/SC-HF-I-9", "SCD99/ED"])
+def test_a_patient_without_a_row_is_refused_by_name(extra: str, source: Path) -> None:
+    (source / "scd_cardiac_dicom" / extra).mkdir(parents=True)
+    assert extra.split("/")[0 if "SCD" in extra else 1] in refusal(source)
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

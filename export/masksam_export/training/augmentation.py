@@ -5,6 +5,7 @@ The set and its ranges follow nnU-Net's default augmentation, without its elasti
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import cos, pi, sin
 
@@ -94,12 +95,17 @@ def change_intensities(image: Tensor, probability: float, random: Random) -> Ten
     if random.chance(probability):
         image = image * random.uniform(0.75, 1.25)
     if random.chance(probability):
-        image = _contrast(image, random.uniform(0.65, 1.5))
+        image = _per_channel(_contrast, image, random.uniform(0.65, 1.5))
     if random.chance(probability):
-        image = _gamma(image, random.uniform(0.7, 1.5))
+        image = _per_channel(_gamma, image, random.uniform(0.7, 1.5))
     if random.chance(probability / 2):  # the same with light and dark exchanged
-        image = -_gamma(-image, random.uniform(0.7, 1.5))
+        image = -_per_channel(_gamma, -image, random.uniform(0.7, 1.5))
     return image
+
+
+def _per_channel(change: Callable[[Tensor, float], Tensor], image: Tensor, strength: float) -> Tensor:
+    """Channels have units of their own, so ranges and means are theirs too."""
+    return torch.stack([change(channel, strength) for channel in image])
 
 
 def _blur(image: Tensor, sigma: float) -> Tensor:

@@ -31,20 +31,18 @@ class PreparedCase:
         name: the case's name.
         image: float32 `[C, *frame.network_shape]`, normalised, not padded to the patch.
         labels: `[*frame.network_shape]`, values 0 to K-1; int8, or int16 beyond 128 classes.
-        scan: the scan as read, `[C, Z, Y, X]`; only for cases to validate on.
-        reference: its labels as read, `[Z, Y, X]`; only for cases to validate on.
+        reference: the labels as read, `[Z, Y, X]`; only for cases to validate on.
         frame: the way back to the scan's grid.
     """
 
     name: str
     image: NDArray[np.float32]
     labels: LabelArray
-    scan: Volume | None
     reference: Volume | None
     frame: ScanFrame
 
 
-def prepare_case(case: Case, dataset: Dataset, preprocessing: Preprocessing, *, keep_scan: bool) -> PreparedCase:
+def prepare_case(case: Case, dataset: Dataset, preprocessing: Preprocessing, *, keep_reference: bool) -> PreparedCase:
     """Read one case and bring it to the network's grid.
 
     Two details differ from nnU-Net's training side, so that training sees what inference will: a z-score over the
@@ -55,7 +53,7 @@ def prepare_case(case: Case, dataset: Dataset, preprocessing: Preprocessing, *, 
         case: the case.
         dataset: its dataset.
         preprocessing: of the plan.
-        keep_scan: also keep the case as read.
+        keep_reference: also keep the labels as read.
 
     Raises:
         DatasetError: the case cannot be used; see `load_case`, and `masksam_deploy.preprocess.preprocess`.
@@ -70,8 +68,7 @@ def prepare_case(case: Case, dataset: Dataset, preprocessing: Preprocessing, *, 
         name=case.name,
         image=prepared.data,
         labels=network_labels(reference, prepared.frame, len(dataset.label_names)),
-        scan=scan if keep_scan else None,
-        reference=reference if keep_scan else None,
+        reference=reference if keep_reference else None,
         frame=prepared.frame,
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 
 from masksam_deploy.atomic import atomic_path
@@ -21,7 +22,8 @@ class Epoch:
         train_loss: mean weighted sum over the epoch's iterations.
         terms: mean of each unweighted term.
         val_loss: the same on unchanged patches of the validation cases; None where not measured.
-        dice: of each foreground class, mean over the validation cases that hold it; None where not measured.
+        dice: of each foreground class, mean over the validation cases; None where not measured, NaN for a class
+            that is in none of them.
         started: UNIX time in seconds.
         ended: UNIX time in seconds.
     """
@@ -37,8 +39,9 @@ class Epoch:
 
     @property
     def mean_dice(self) -> float | None:
-        """Over the foreground classes."""
-        return sum(self.dice) / len(self.dice) if self.dice else None
+        """Over the foreground classes that were measured."""
+        found = [value for value in self.dice or () if isfinite(value)]
+        return sum(found) / len(found) if found else None
 
 
 def write_csv(path: Path, epochs: Sequence[Epoch], label_names: Sequence[str]) -> None:
@@ -63,8 +66,13 @@ def write_csv(path: Path, epochs: Sequence[Epoch], label_names: Sequence[str]) -
             )
 
 
+def _plain(name: str) -> str:
+    """A name that matplotlib neither reads as a formula nor hides for its first character."""
+    return " " + name.replace("$", r"\$")
+
+
 def _cell(value: float | None) -> str:
-    return "" if value is None else f"{value:.5f}"
+    return "" if value is None or not isfinite(value) else f"{value:.5f}"
 
 
 def draw_curves(path: Path, epochs: Sequence[Epoch], label_names: Sequence[str]) -> None:
@@ -91,7 +99,7 @@ def draw_curves(path: Path, epochs: Sequence[Epoch], label_names: Sequence[str])
     rate.set_ylabel("learning rate (dotted)")
     for index, name in enumerate(label_names[1:]):
         values = [e.dice[index] for e in measured if e.dice is not None]
-        dice.plot([e.number for e in measured], values, marker=".", label=name)
+        dice.plot([e.number for e in measured], values, marker=".", label=_plain(name))
     dice.set_ylim(0, 1)
     dice.set_ylabel("validation Dice")
     dice.set_xlabel("epoch")

@@ -4,27 +4,26 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from masksam_deploy.errors import CheckpointError, MaskSamError
-from masksam_deploy.manifest import Labels, Preprocessing
+from masksam_deploy.errors import MaskSamError
 from masksam_export.model import MaskSAM
 from masksam_export.training import trainer_form
 from masksam_export.training.augmentation import NO_AUGMENTATION, Augmentation
-from masksam_export.training.cases import PreparedCase
 from masksam_export.training.history import Epoch, draw_curves, write_csv
 from masksam_export.training.losses import Objective
 from masksam_export.training.matching import ACDC_WEIGHTS, AMOS_WEIGHTS, Outputs
-from masksam_export.training.patches import PatchSampler
+from masksam_export.training.patches import PatchSampler, Source
 from masksam_export.training.points import PointSampling
-from masksam_export.training.settings import Settings
+from masksam_export.training.preparation import Data
+from masksam_export.training.settings import Settings, freezes_sam
 from masksam_export.training.targets import frame_targets
 from masksam_export.training.validation import validate
 
@@ -34,6 +33,8 @@ SGD_MOMENTUM = 0.99
 SCRATCH_EPS = 1e-8
 OFFICIAL_EPS = 1e-4  # AMOS, whose trained weights start from SAM; from scratch it holds small gradients back
 VALIDATION_SHARE = 10  # one validation patch per so many training patches
+MOST_SKIPPED = 20  # steps of an epoch that overflow in half precision
+LATEST = "checkpoint_latest.pth"
 _EPOCH_STRIDE = 1_000_003
 
 
@@ -48,23 +49,6 @@ class Watcher(Protocol):
 
     def epoch(self, epoch: Epoch, best: bool) -> None:
         """After every epoch, when its files are written."""
-
-
-@dataclass(frozen=True)
-class Data:
-    """What a run learns from and is judged by; `labels` and `preprocessing` come from its plans."""
-
-    train: list[PreparedCase]
-    validation: list[PreparedCase]
-    preprocessing: Preprocessing
-    labels: Labels
-    plans: Mapping[str, Any]
-    dataset_json: Mapping[str, Any]
-
-    @property
-    def label_names(self) -> tuple[str, ...]:
-        """Background first."""
-        return tuple(label.name for label in self.labels.classes)
 
 
 class Trainer:
@@ -106,12 +90,9 @@ class Trainer:
         """Go on where `checkpoint_latest.pth` ended; epochs are seeded one by one, so the run is the same.
 
         Raises:
-            CheckpointError: there is none, or it is of another run.
+            CheckpointError: it is damaged, or of another run.
         """
-        path = self.run / "checkpoint_latest.pth"
-        if not path.is_file():
-            raise CheckpointError(f"'{self.run}' has no checkpoint_latest.pth; start a new run without --resume")
-        self.epochs = trainer_form.restore(path, self.model, self._optimizer, self._scaler)
+        self.epochs = trainer_form.restore(self.run / LATEST, self.model, self._optimizer, self._scaler)
 
     def fit(self) -> None:
         """Train to the last epoch and write all files.
@@ -134,7 +115,7 @@ class Trainer:
             val_loss = self._validation_loss()
         self.epochs.append(Epoch(number, self._learning_rate(), loss, terms, val_loss, dice, started, time.time()))
         best = trainer_form.is_best(self.epochs)
-        self._save("checkpoint_latest.pth")
+        self._save(LATEST)
         if best:
             self._save("checkpoint_best.pth")
         write_csv(self.run / "progress.csv", self.epochs, self.data.label_names)
@@ -147,21 +128,31 @@ class Trainer:
         sampler = self._sampler(self.data.train, self.augmentation, settings.foreground_share, number)
         objective = self._objective(number)
         totals: dict[str, float] = {}
+        skipped = 0
         for done, (images, labels) in enumerate(_ahead(lambda: sampler.batch(settings.batch), settings.iterations), 1):
             self._set_learning_rate(number, done)
             loss, terms = self._losses(objective, images, labels)
             value = float(loss.detach())
-            if not math.isfinite(value):
-                raise MaskSamError(
-                    f"the loss is {value} in epoch {number}, iteration {done}; the training diverged: lower "
-                    "--learning-rate or look at the data. checkpoint_latest.pth holds the last good epoch"
-                )
+            if math.isfinite(value):
+                for name, term in {"loss": loss, **terms}.items():
+                    totals[name] = totals.get(name, 0.0) + float(term.detach())
+            else:
+                skipped += 1
+                self._check_divergence(value, number, done, skipped)
             self._step(loss)
-            for name, term in {"loss": loss, **terms}.items():
-                totals[name] = totals.get(name, 0.0) + float(term.detach())
             self.watcher.iteration(number, done, value)
-        means = {name: total / settings.iterations for name, total in totals.items()}
+        means = {name: total / (settings.iterations - skipped) for name, total in totals.items()}
         return means.pop("loss"), means
+
+    def _check_divergence(self, loss: float, number: int, done: int, skipped: int) -> None:
+        """In half precision a single step may overflow: the scaler then skips it. In full precision none may."""
+        if self._scaler.is_enabled() and skipped < min(MOST_SKIPPED, self.settings.iterations):
+            return
+        kept = f"; {LATEST} holds the {number} epochs before" if number else ""
+        raise MaskSamError(
+            f"the loss is {loss} in epoch {number + 1}, step {done}: the training diverged; lower --learning-rate or "
+            f"look at the data{kept}"
+        )
 
     def _losses(self, objective: Objective, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         with torch.autocast(self.device.type, dtype=torch.float16, enabled=self.device.type == "cuda"):
@@ -179,9 +170,7 @@ class Trainer:
 
     def _validate(self) -> tuple[float, ...]:
         data = self.data
-        return validate(
-            self.model, data.validation, data.preprocessing, data.labels, self.device, self.watcher.validated
-        )
+        return validate(self.model, data.held_out, data.preprocessing, data.labels, self.device, self.watcher.validated)
 
     def _validation_loss(self) -> float:
         """On the same unchanged patches every time."""
@@ -193,19 +182,20 @@ class Trainer:
         return sum(losses) / count
 
     def _sampler(
-        self, cases: list[PreparedCase], augmentation: Augmentation, foreground_share: float, epoch: int
+        self, cases: Sequence[Source], augmentation: Augmentation, foreground_share: float, epoch: int
     ) -> PatchSampler:
-        return PatchSampler(cases, self.settings.patch, augmentation, foreground_share, self._generator(epoch, 1))
+        generator = torch.Generator().manual_seed(self._seed(epoch, 1))
+        return PatchSampler(cases, self.settings.patch, augmentation, foreground_share, generator)
 
     def _objective(self, epoch: int) -> Objective:
         config = self.model.config
         # Officially half of the patch's pixels: 131,072 of 512 x 512 (AMOS), 32,768 of 256 x 256.
         sampling = PointSampling(count=config.patch_side**2 // 2)
         weights = AMOS_WEIGHTS if self.settings.network == "amos" else ACDC_WEIGHTS
-        return Objective(weights, sampling, self._generator(epoch, 2))
+        return Objective(weights, sampling, torch.Generator(self.device).manual_seed(self._seed(epoch, 2)))
 
-    def _generator(self, epoch: int, purpose: int) -> torch.Generator:
-        return torch.Generator().manual_seed((self.settings.seed * _EPOCH_STRIDE + epoch) * 4 + purpose)
+    def _seed(self, epoch: int, purpose: int) -> int:
+        return (self.settings.seed * _EPOCH_STRIDE + epoch) * 4 + purpose
 
     def _set_learning_rate(self, epoch: int, iteration: int) -> None:
         for group in self._optimizer.param_groups:
@@ -239,7 +229,7 @@ def new_optimizer(parameters: Sequence[nn.Parameter], settings: Settings) -> tor
             momentum=SGD_MOMENTUM,
             nesterov=True,
         )
-    eps = SCRATCH_EPS if settings.sam_sha256 is None else OFFICIAL_EPS
+    eps = OFFICIAL_EPS if freezes_sam(settings) else SCRATCH_EPS
     return torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, eps=eps)
 
 

@@ -71,9 +71,15 @@ def largest_side(name: NetworkName) -> int:
     return 1024 if name == "tiny" else side_multiple(name) * _TEMPLATES[name].canvas_grid
 
 
-def default_queries(classes: int) -> int:
-    """The published networks' one and a half per class, at least two more than there are classes."""
-    return max(classes * 3 // 2, classes + 2)
+def default_queries(name: NetworkName, classes: int) -> int:
+    """The published number, or one and a half per class where that is more; at least two more than classes."""
+    published = 0 if name == "tiny" else _TEMPLATES[name].queries
+    return max(published, classes * 3 // 2, classes + 2)
+
+
+def default_epochs(name: NetworkName) -> int:
+    """The published number."""
+    return 500 if name == "acdc" else 1000
 
 
 def network_config(

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from math import ceil, floor
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
 from masksam_export.training.augmentation import Augmentation, Random, change_intensities, random_matrix
 from masksam_export.training.cases import PreparedCase
 from masksam_export.training.targets import PADDING
+
+MOST_PLACES = 30_000
+"""Voxels remembered of each class of a case, to centre patches on."""
 
 
 @dataclass(frozen=True)
@@ -23,18 +30,30 @@ class Patch:
 
 
 @dataclass(frozen=True)
-class _TrainingCase:
+class Source:
+    """A case to cut patches from.
+
+    Attributes:
+        image: `[C, D, H, W]`, float32.
+        labels: `[D, H, W]`, integers.
+        places: voxels `[n, 3]` of each foreground class that the case holds, some if there are very many.
+    """
+
     image: Tensor
     labels: Tensor
     places: tuple[Tensor, ...]
-    """Voxels `[n, 3]` of each foreground class that the case holds."""
+
+    @classmethod
+    def of(cls, case: PreparedCase) -> Source:
+        """A prepared case, its memory shared."""
+        return cls(torch.from_numpy(case.image), torch.from_numpy(case.labels), _some_places(case.labels))
 
 
 class PatchSampler:
-    """Draws patches from cases held in memory.
+    """Draws patches from prepared cases.
 
     Args:
-        cases: preprocessed cases.
+        cases: where patches come from.
         patch: (T, P, P) in voxels of the network grid.
         augmentation: how patches vary.
         foreground_share: of the patches, how many are centred on a voxel of a foreground class (nnU-Net: 0.33).
@@ -43,13 +62,13 @@ class PatchSampler:
 
     def __init__(
         self,
-        cases: list[PreparedCase],
+        cases: Sequence[Source],
         patch: tuple[int, int, int],
         augmentation: Augmentation,
         foreground_share: float,
         generator: torch.Generator,
     ) -> None:
-        self._cases = [_in_memory(case) for case in cases]
+        self._cases = cases
         self._patch = patch
         self._augmentation = augmentation
         self._foreground_share = foreground_share
@@ -69,7 +88,7 @@ class PatchSampler:
         patch = cut(case.image, case.labels, self._patch, centre or self._any_centre(case), matrix)
         return Patch(change_intensities(patch.image, self._augmentation.intensity, random), patch.labels)
 
-    def _any_centre(self, case: _TrainingCase) -> tuple[float, float, float]:
+    def _any_centre(self, case: Source) -> tuple[float, float, float]:
         """So that a patch without rotation lies inside the scan where the scan is large enough."""
         z, y, x = (self._axis_centre(size, side) for size, side in zip(case.labels.shape, self._patch, strict=True))
         return z, y, x
@@ -79,7 +98,7 @@ class PatchSampler:
             return side / 2 - (side - size) // 2
         return self._random.index(size - side + 1) + side / 2
 
-    def _foreground_centre(self, case: _TrainingCase) -> tuple[float, float, float] | None:
+    def _foreground_centre(self, case: Source) -> tuple[float, float, float] | None:
         """A voxel of a random foreground class, moved inside by as much as an unrotated patch would stick out."""
         if not case.places:
             return None
@@ -101,6 +120,8 @@ def cut(
 ) -> Patch:
     """Sample a patch: image linear with zeros outside, labels nearest with `PADDING` outside.
 
+    Only the part of the volume that the patch needs is read.
+
     Args:
         image: `[C, D, H, W]`.
         labels: `[D, H, W]`.
@@ -108,24 +129,40 @@ def cut(
         centre: of the patch, in voxel edges: 0 is the outer edge of the first voxel.
         matrix: `[3, 3]`, offsets in the patch to offsets in the volume, axes z, y, x.
     """
-    shape = torch.tensor(labels.shape, dtype=torch.float32)
     offsets = torch.stack(
         torch.meshgrid(*(torch.arange(side) + 0.5 - side / 2 for side in patch), indexing="ij"), dim=-1
     )
     edges = offsets @ matrix.T + torch.tensor(centre)
-    grid = (2 * edges / shape - 1).flip(-1)[None]  # grid_sample wants x, y, z from -1 to 1 over the outer edges
-    sampled = functional.grid_sample(image[None], grid, align_corners=False)[0]
+    box = _needed(edges, labels.shape)
+    start = torch.tensor([part.start for part in box], dtype=torch.float32)
+    shape = torch.tensor([part.stop - part.start for part in box], dtype=torch.float32)
+    # grid_sample wants x, y, z from -1 to 1 over the outer edges.
+    grid = (2 * (edges - start) / shape - 1).flip(-1)[None]
+    sampled = functional.grid_sample(image[(slice(None), *box)][None], grid, align_corners=False)[0]
     # Shifted by one, so that the zeros outside become PADDING.
-    shifted = (labels - PADDING).float()[None, None]
+    shifted = (labels[box].float() - PADDING)[None, None]
     nearest = functional.grid_sample(shifted, grid, mode="nearest", align_corners=False)[0, 0]
     return Patch(sampled, nearest.long() + PADDING)
 
 
-def _in_memory(case: PreparedCase) -> _TrainingCase:
-    labels = torch.from_numpy(np.ascontiguousarray(case.labels)).long()
-    present = [int(value) for value in torch.unique(labels) if value > 0]
-    return _TrainingCase(
-        image=torch.from_numpy(np.ascontiguousarray(case.image)),
-        labels=labels,
-        places=tuple(torch.nonzero(labels == value) for value in present),
+def _needed(edges: Tensor, shape: tuple[int, ...]) -> tuple[slice, slice, slice]:
+    """The voxels that linear interpolation at `edges [..., 3]` reads, one at least along each axis."""
+    flat = edges.reshape(-1, 3)
+    lows, highs = flat.amin(dim=0).tolist(), flat.amax(dim=0).tolist()
+    z, y, x = (
+        slice(start := min(max(floor(low) - 1, 0), size - 1), max(min(ceil(high) + 1, size), start + 1))
+        for low, high, size in zip(lows, highs, shape, strict=True)
     )
+    return z, y, x
+
+
+def _some_places(labels: NDArray[np.integer[Any]]) -> tuple[Tensor, ...]:
+    """Of each class but the background, up to `MOST_PLACES` voxels `[n, 3]`, evenly from all of them."""
+    inside = np.flatnonzero(labels)
+    values = labels.reshape(-1)[inside]
+    chosen = []
+    for value in np.unique(values):
+        every = inside[values == value]
+        some = every[:: -(-len(every) // MOST_PLACES)]
+        chosen.append(torch.from_numpy(np.stack(np.unravel_index(some, labels.shape), axis=1).astype(np.int16)))
+    return tuple(chosen)

@@ -25,8 +25,8 @@ class PointSampling:
 
 
 def uniform_points(rows: int, count: int, generator: torch.Generator, device: torch.device) -> Tensor:
-    """`[rows, count, 2]` as (x, y) in [0, 1], drawn on the CPU so that one seed gives one run everywhere."""
-    return torch.rand(rows, count, 2, generator=generator).to(device)
+    """`[rows, count, 2]` as (x, y) in [0, 1], drawn where the generator is."""
+    return torch.rand(rows, count, 2, generator=generator, device=generator.device).to(device)
 
 
 def sample(masks: Tensor, points: Tensor) -> Tensor:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,14 @@ from masksam_deploy.bundle import file_digest
 from masksam_deploy.errors import CheckpointError, DatasetError, OutputError
 from masksam_deploy.resample import ANISOTROPY_THRESHOLD
 from masksam_export.model import MaskSAM
-from masksam_export.plans import Plan
 from masksam_export.training.augmentation import Augmentation
-from masksam_export.training.cases import prepare_case, split_cases
 from masksam_export.training.dataset import Dataset, read_dataset
+from masksam_export.training.fine_tuning import load_masksam_weights
 from masksam_export.training.freezing import freeze_sam
-from masksam_export.training.loop import Data, Trainer, Watcher, with_flips
+from masksam_export.training.loop import LATEST, Trainer, Watcher, with_flips
 from masksam_export.training.network import (
     NetworkName,
+    default_epochs,
     default_queries,
     largest_side,
     network_config,
@@ -31,11 +32,12 @@ from masksam_export.training.network import (
     weight_count,
 )
 from masksam_export.training.planning import Fingerprint, make_plans, measure, suggest_patch, target_grid
+from masksam_export.training.preparation import Data, Progress, check_disk, prepare_data
 from masksam_export.training.sam_weights import load_sam_weights
-from masksam_export.training.settings import OptimizerName, Settings, changed
+from masksam_export.training.settings import OptimizerName, Settings, freezes_sam, read_settings
 from masksam_export.training.trainer_form import CONFIGURATION
 
-Progress = Callable[[str, int, int], None]
+SETTINGS, PLANS, DATASET = "settings.json", "plans.json", "dataset.json"
 
 
 @dataclass(frozen=True)
@@ -46,10 +48,10 @@ class Request:
     patch: tuple[int, int, int] | None = None
     spacing: tuple[float, float, float] | None = None
     queries: int | None = None
-    epochs: int = 1000
+    epochs: int | None = None
     iterations: int = 250
     batch: int = 2
-    optimizer: OptimizerName = "adamw"
+    optimizer: OptimizerName | None = None
     learning_rate: float = 1e-3
     weight_decay: float = 3e-5
     warmup: int = 0
@@ -58,45 +60,102 @@ class Request:
     fold: int | None = 0
     validate_every: int = 1
     seed: int = 0
-    device: str = "cpu"
     sam_checkpoint: Path | None = None
+    checkpoint: Path | None = None
 
 
 def prepare_run(
-    dataset_root: Path, run: Path, request: Request, watcher: Watcher, progress: Progress, *, resume: bool
+    dataset_root: Path, run: Path, request: Request | None, watcher: Watcher, progress: Progress, device: str = "cpu"
 ) -> tuple[Trainer, tuple[str, ...]]:
     """Everything up to the first epoch; the trainer, and what people want to know about it.
 
     Nothing is written before all the data have been read and found good.
 
+    Args:
+        dataset_root: in nnU-Net's raw layout.
+        run: the folder to write to; new, or that of an interrupted run.
+        request: what was asked for; None: go on with the interrupted run as it was begun.
+        watcher: told how the training goes.
+        progress: told how the preparation goes.
+        device: `cpu` or `cuda`.
+
     Raises:
-        DatasetError: the data are incomplete or inconsistent, or do not fit the network.
-        CheckpointError: SAM's weights do not fit, or `resume` finds no run with these settings.
-        OutputError: the run folder holds something already.
+        DatasetError: the data are incomplete or inconsistent, do not fit the network, or are not those of the
+            interrupted run.
+        CheckpointError: the weights to start from do not fit, or there is no run to go on with.
+        OutputError: the run folder holds something already, or the disk is too small.
     """
-    _check_run_folder(run, resume=resume)
-    device = _device(request.device)
+    _check_run_folder(run, resume=request is None)
+    torch_device = _device(device)
+    stored = read_settings(run / SETTINGS) if request is None else None
     dataset = read_dataset(dataset_root)
     fingerprint = measure(dataset, lambda done, total: progress("checking", done, total))
-    settings = _settings(request, dataset, fingerprint)
-    plans = _plans(settings, request, dataset, fingerprint)
-    model, notes = _network(settings, request, dataset)
-    data, data_notes = _data(dataset, plans, settings, progress)
-    if resume and (differences := changed(settings, run / "settings.json")):
-        raise CheckpointError(f"cannot resume '{run}' with other settings: {'; '.join(differences)}")
+    settings = stored or _settings(request or Request(), dataset, fingerprint)
+    plans = make_plans(
+        fingerprint,
+        dataset,
+        patch=settings.patch,
+        batch_size=settings.batch,
+        spacing=settings.spacing,
+        architecture=ARCHITECTURE,
+        configuration=CONFIGURATION,
+    )
+    if stored:
+        _check_same_data(run, stored, dataset, plans)
+    model, note = _network(settings, request, dataset)
     run.mkdir(parents=True, exist_ok=True)
-    _write_facts(run, settings, plans, data)
-    trainer = Trainer(model, data, settings, _augmentation(settings, data), run, device, watcher)
-    if resume:
+    try:
+        grid = target_grid(fingerprint, settings.spacing)
+        needed = check_disk(fingerprint, grid, len(dataset.channel_names), len(dataset.label_names), run)
+        data = prepare_data(dataset, plans, settings, run, progress)
+    except BaseException:
+        with suppress(OSError):  # not empty where a run is resumed
+            run.rmdir()
+        raise
+    if not stored:
+        _write_facts(run, settings, data)
+    trainer = Trainer(model, data, settings, _augmentation(settings, data), run, torch_device, watcher)
+    if stored:
         trainer.resume()
-    return trainer, (*notes, *data_notes)
+    return trainer, (note, *_notes(data, settings, needed))
 
 
 def _check_run_folder(run: Path, *, resume: bool) -> None:
-    if resume and not run.is_dir():
-        raise CheckpointError(f"'{run}' does not exist; expected the folder of an interrupted run")
-    if not resume and run.exists() and (not run.is_dir() or any(run.iterdir())):
+    if resume:
+        if not (run / LATEST).is_file():
+            raise CheckpointError(
+                f"'{run}' has no {LATEST}; expected the folder of a run that finished an epoch: start without --resume"
+            )
+        return
+    if run.exists() and not run.is_dir():
+        raise OutputError(f"'{run}' is a file; give a folder for the run")
+    # A run that ended before its first epoch leaves only these behind.
+    if run.is_dir() and {path.name for path in run.iterdir()} - {SETTINGS, PLANS, DATASET}:
         raise OutputError(f"'{run}' exists and is not empty; choose another folder, or go on with --resume")
+
+
+def _check_same_data(run: Path, settings: Settings, dataset: Dataset, plans: Mapping[str, Any]) -> None:
+    """Other cases would be split another way: some trained on before would be validated on now."""
+    names = {case.name for case in dataset.cases}
+    if changed := sorted(names ^ set(settings.cases)):
+        raise DatasetError(
+            f"the data set has changed since '{run}' was begun: {', '.join(changed[:8])} were added or removed; "
+            "restore it, or start a new run"
+        )
+    try:
+        same = json.loads((run / PLANS).read_text(encoding="utf-8")) == plans
+    except (OSError, ValueError, RecursionError):
+        same = False
+    if not same:
+        raise DatasetError(
+            f"the data give other plans than '{run / PLANS}': intensities, spacings or shapes have changed since the "
+            "run was begun; restore the data, or start a new run"
+        )
+
+
+def _digest(path: Path | None) -> str | None:
+    """Of a file to start from; what is wrong with it is said when it is loaded."""
+    return file_digest(path).sha256 if path and path.is_file() else None
 
 
 def _device(name: str) -> torch.device:
@@ -112,14 +171,16 @@ def _settings(request: Request, dataset: Dataset, fingerprint: Fingerprint) -> S
         multiple=side_multiple(request.network),
         largest=largest_side(request.network),
     )
+    classes = len(dataset.label_names)
     return Settings(
         network=request.network,
         patch=patch,
-        queries=request.queries if request.queries is not None else default_queries(len(dataset.label_names)),
-        epochs=request.epochs,
+        spacing=request.spacing,
+        queries=request.queries if request.queries is not None else default_queries(request.network, classes),
+        epochs=request.epochs if request.epochs is not None else default_epochs(request.network),
         iterations=request.iterations,
         batch=request.batch,
-        optimizer=request.optimizer,
+        optimizer=request.optimizer or ("sgd" if request.network in ("acdc", "synapse") else "adamw"),
         learning_rate=request.learning_rate,
         weight_decay=request.weight_decay,
         warmup=request.warmup,
@@ -128,23 +189,14 @@ def _settings(request: Request, dataset: Dataset, fingerprint: Fingerprint) -> S
         fold=request.fold,
         validate_every=request.validate_every,
         seed=request.seed,
-        sam_sha256=file_digest(request.sam_checkpoint).sha256 if request.sam_checkpoint else None,
+        sam_sha256=_digest(request.sam_checkpoint),
+        checkpoint_sha256=_digest(request.checkpoint),
+        cases=tuple(case.name for case in dataset.cases),
     )
 
 
-def _plans(settings: Settings, request: Request, dataset: Dataset, fingerprint: Fingerprint) -> dict[str, Any]:
-    return make_plans(
-        fingerprint,
-        dataset,
-        patch=settings.patch,
-        batch_size=settings.batch,
-        spacing=request.spacing,
-        architecture=ARCHITECTURE,
-        configuration=CONFIGURATION,
-    )
-
-
-def _network(settings: Settings, request: Request, dataset: Dataset) -> tuple[MaskSAM, tuple[str, ...]]:
+def _network(settings: Settings, request: Request | None, dataset: Dataset) -> tuple[MaskSAM, str]:
+    """The network to train, and what to say about it. Without a request: an empty one, whose weights follow."""
     config = network_config(
         settings.network,
         channels=len(dataset.channel_names),
@@ -153,41 +205,29 @@ def _network(settings: Settings, request: Request, dataset: Dataset) -> tuple[Ma
         classes=len(dataset.label_names),
     )
     model = new_network(config, settings.seed)
-    if request.sam_checkpoint is None:
-        note = f"network: {settings.network} from scratch, {weight_count(model) / 1e6:.2f} M weights, all trained"
-        return model, (note,)
-    report = load_sam_weights(model, request.sam_checkpoint)
-    trained, frozen = freeze_sam(model)
-    return model, (
-        f"network: {settings.network} from '{request.sam_checkpoint.name}' ({report.loaded} tensors, "
-        f"{len(report.resampled)} resampled), {trained / 1e6:.1f} M weights trained, {frozen / 1e6:.1f} M frozen",
-    )
+    start = "an interrupted run" if request is None else "scratch"
+    if request and request.checkpoint:
+        kept = load_masksam_weights(model, request.checkpoint)
+        start = f"'{request.checkpoint.name}' ({kept} tensors)"
+    elif request and request.sam_checkpoint:
+        report = load_sam_weights(model, request.sam_checkpoint)
+        start = f"'{request.sam_checkpoint.name}' ({report.loaded} tensors, {len(report.resampled)} resampled)"
+    if freezes_sam(settings):
+        freeze_sam(model)
+    trained, every = weight_count(model, trained=True) / 1e6, weight_count(model) / 1e6
+    return model, f"network: {settings.network} from {start}, {trained:.2f} M of {every:.2f} M weights are trained"
 
 
-def _data(
-    dataset: Dataset, plans: dict[str, Any], settings: Settings, progress: Progress
-) -> tuple[Data, tuple[str, ...]]:
-    plan = Plan(plans, dataset.json, CONFIGURATION)
-    preprocessing, labels = plan.preprocessing(), plan.labels()
-    names = [case.name for case in dataset.cases]
-    training, validation = (names, names) if settings.fold is None else split_cases(names, fold=settings.fold)
-    prepared = {}
-    for done, case in enumerate(dataset.cases, 1):
-        prepared[case.name] = prepare_case(case, dataset, preprocessing, keep_scan=case.name in validation)
-        progress("preparing", done, len(names))
-    data = Data(
-        train=[prepared[name] for name in training],
-        validation=[prepared[name] for name in validation],
-        preprocessing=preprocessing,
-        labels=labels,
-        plans=plans,
-        dataset_json=dataset.json,
-    )
-    judged = "the same cases (nothing is held out)" if settings.fold is None else f"{len(validation)} others"
-    return data, (
-        f"data: {len(training)} cases to train on, validated on {judged}; {len(labels.classes)} classes",
-        f"grid: patch {settings.patch} at {tuple(round(s, 4) for s in preprocessing.spacing)} mm, "
-        f"{settings.queries} queries",
+def _notes(data: Data, settings: Settings, needed: int) -> tuple[str, ...]:
+    count = len(data.held_out)
+    judged = "the same cases (nothing is held out)" if settings.fold is None else f"{count} others"
+    spacing = tuple(round(value, 4) for value in data.preprocessing.spacing)
+    return (
+        f"data: {len(data.train)} cases to train on, validated on {judged}; {len(data.labels.classes)} classes; "
+        f"{needed / 2**30:.2f} GiB on disk while training runs",
+        f"grid: patch {settings.patch} at {spacing} mm, {settings.queries} queries",
+        f"work: {settings.iterations * settings.batch} patches an epoch, and every {settings.validate_every} epochs "
+        f"{data.validation_windows(settings.patch)} windows to validate (--validate-every)",
     )
 
 
@@ -199,11 +239,11 @@ def _augmentation(settings: Settings, data: Data) -> Augmentation:
     return with_flips(augmentation, settings.mirror_axes)
 
 
-def _write_facts(run: Path, settings: Settings, plans: dict[str, Any], data: Data) -> None:
+def _write_facts(run: Path, settings: Settings, data: Data) -> None:
     texts = {
-        "settings.json": settings.to_json(),
-        "plans.json": json.dumps(plans, indent=2),
-        "dataset.json": json.dumps(data.dataset_json, indent=2),
+        SETTINGS: settings.to_json(),
+        PLANS: json.dumps(data.plans, indent=2),
+        DATASET: json.dumps(data.dataset_json, indent=2),
     }
     for name, text in texts.items():
         with atomic_path(run / name) as temporary:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from masksam_deploy.errors import CheckpointError
 from masksam_export.training.network import NetworkName
@@ -17,8 +19,12 @@ OptimizerName = Literal["adamw", "sgd"]
 class Settings:
     """Attributes as the options of `masksam-deploy train`; sizes in voxels, transposed axis order (z, y, x)."""
 
+    __pydantic_config__ = ConfigDict(extra="forbid")  # of the file that `read_settings` reads
+
     network: NetworkName
     patch: tuple[int, int, int]
+    spacing: tuple[float, float, float] | None
+    """In mm, where it was asked for; None: the data's median."""
     queries: int
     epochs: int
     iterations: int
@@ -36,28 +42,32 @@ class Settings:
     validate_every: int
     seed: int
     sam_sha256: str | None
-    """Hash of the SAM weights that training started from; None: from scratch, all weights trained."""
+    """Hash of the SAM weights that training started from."""
+    checkpoint_sha256: str | None
+    """Hash of the MaskSAM checkpoint that training started from. Neither this nor SAM's: from scratch."""
+    cases: tuple[str, ...]
+    """All cases of the data set, those held out included."""
 
     def to_json(self) -> str:
         """For `settings.json`."""
         return json.dumps(asdict(self), indent=2)
 
 
-def changed(settings: Settings, path: Path) -> list[str]:
-    """Names and values that differ from those in `settings.json`.
+def read_settings(path: Path) -> Settings:
+    """The settings of an interrupted run.
 
     Raises:
-        CheckpointError: the file is missing or unreadable.
+        CheckpointError: the file is missing, damaged, or not one that `train` wrote.
     """
     try:
-        stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return TypeAdapter(Settings).validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
         raise CheckpointError(
             f"'{path}' cannot be read; expected the settings of an interrupted run: start a new one without --resume"
         ) from error
-    now = json.loads(settings.to_json())
-    return [
-        f"{field.name} is {now[field.name]}, was {stored.get(field.name)}"
-        for field in fields(settings)
-        if now[field.name] != stored.get(field.name)
-    ]
+
+
+def freezes_sam(settings: Settings) -> bool:
+    """Whether SAM's own weights stay as they are: where they come from SAM, as in the published networks."""
+    from_sam = settings.sam_sha256 is not None
+    return from_sam or (settings.checkpoint_sha256 is not None and settings.network != "tiny")

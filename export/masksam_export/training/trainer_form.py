@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def content(
         "current_epoch": len(epochs),
         "init_args": dict(arguments),
         "trainer_name": TRAINER_NAMES[model.config.variant],
-        "inference_allowed_mirroring_axes": mirror_axes,
+        "inference_allowed_mirroring_axes": mirror_axes or None,  # nnU-Net takes an empty tuple badly
         PROGRESS: [_plain(epoch) for epoch in epochs],
     }
 
@@ -82,7 +83,8 @@ def restore(path: Path, model: MaskSAM, optimizer: torch.optim.Optimizer, scaler
         )
     try:
         model.load_state_dict(stored["network_weights"], strict=True)
-        optimizer.load_state_dict(stored["optimizer_state"])
+        # Copied, because loading keeps references into the file, which the next epoch replaces.
+        optimizer.load_state_dict(deepcopy(stored["optimizer_state"]))
         if stored.get("grad_scaler_state"):
             scaler.load_state_dict(stored["grad_scaler_state"])
         return [_epoch(row) for row in stored[PROGRESS]]
@@ -142,4 +144,14 @@ def _plain(epoch: Epoch) -> dict[str, Any]:
 
 
 def _epoch(row: Mapping[str, Any]) -> Epoch:
-    return Epoch(**{**row, "dice": None if row["dice"] is None else tuple(row["dice"])})
+    dice, val_loss = row["dice"], row["val_loss"]
+    return Epoch(
+        number=int(row["number"]),
+        learning_rate=float(row["learning_rate"]),
+        train_loss=float(row["train_loss"]),
+        terms={str(name): float(value) for name, value in row["terms"].items()},
+        val_loss=None if val_loss is None else float(val_loss),
+        dice=None if dice is None else tuple(map(float, dice)),
+        started=float(row["started"]),
+        ended=float(row["ended"]),
+    )

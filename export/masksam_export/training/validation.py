@@ -45,7 +45,8 @@ def segment(
     """The label map `[Z, Y, X]` of one case on its scan's grid."""
 
     def predict(window: NDArray[np.float32]) -> NDArray[np.float32]:
-        scores = model(torch.from_numpy(np.ascontiguousarray(window)).to(device))
+        with torch.autocast(device.type, dtype=torch.float16, enabled=device.type == "cuda"):
+            scores = model(torch.from_numpy(np.ascontiguousarray(window)).to(device))
         array: NDArray[np.float32] = scores.float().cpu().numpy()
         return array
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,7 +71,9 @@ def find_patients(folder: Path) -> list[DicomPatient]:
         DatasetError: something is missing, or images and contours contradict each other.
         ScanError: a stack is not one complete series.
     """
-    patients = [_read_patient(folder, name, original) for name, original in _read_links(folder / "link.csv")]
+    links = _read_links(folder / "link.csv")
+    patients = [_read_patient(folder, name, original) for name, original in links]
+    _check_nothing_unlinked(folder, links)
     # First of all, as copies explain most of what else could be found.
     check_nobody_twice([(p.original, contour) for p in patients for contour in _contours(p)])
     for patient in patients:
@@ -93,6 +95,19 @@ def label_maps(patient: DicomPatient) -> Iterator[tuple[str, Volume]]:
             if number in patient.cavity:
                 plane[paint(patient.cavity[number], stack.shape_yx)] = 1
         yield stack.phase, Volume(labels, stack.geometry)
+
+
+def _check_nothing_unlinked(folder: Path, links: Sequence[tuple[str, str]]) -> None:
+    """A lost row would quietly take a patient away."""
+    linked = {name for pair in links for name in pair}
+    images = [place for place in sorted(folder.iterdir()) if any((place / phase).is_dir() for phase in PHASES)]
+    contours = [place for place in sorted((folder / "contours").glob("*")) if place.is_dir()]
+    left_over = [shown(place) for place in (*images, *contours) if place.name not in linked]
+    if left_over:
+        raise DatasetError(
+            f"{shown(folder / 'link.csv')}: found no row for {', '.join(left_over[:8])}, expected one per patient; "
+            "add it, or take the folder away"
+        )
 
 
 def _read_links(path: Path) -> list[tuple[str, str]]:

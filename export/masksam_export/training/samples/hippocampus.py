@@ -9,11 +9,13 @@ from pathlib import Path
 from masksam_deploy.bundle import reporting_writes
 from masksam_deploy.errors import DatasetError
 from masksam_deploy.text import one_line, shown
+from masksam_export.training.dataset import Case, Dataset, load_case
 from masksam_export.training.samples.files import visible_files
 from masksam_export.training.samples.target import Prepared, Step, Work, check_target, write_sample
 
 DATASET_NAME = "HippocampusMSD"
 FOLDER = "hippocampus_msd"
+LABELS = ("background", "anterior", "posterior")
 _ENDING = ".nii.gz"
 _HELD_OUT = 4  # every fourth volume, by name, is a test volume
 _LICENSE_TEXT = """\
@@ -36,19 +38,22 @@ def prepare_hippocampus(
         step: called before each case.
 
     Raises:
-        DatasetError: a folder is missing, an image has no label, or a label no image.
+        DatasetError: a folder is missing, an image has no label, or a label no image; or their grids differ, or a
+            label has another value than those of the task.
         OutputError: the target exists, or cannot be written.
     """
     check_target(target, force=force)
     folder = source / FOLDER if (source / FOLDER).is_dir() else source
     images, labels = _named(folder / "imagesTr"), _named(folder / "labelsTr")
     _check_pairs(images, labels)
+    test = len(images) // _HELD_OUT
+    description = _description(len(images) - test)
+    described = Dataset(folder, DATASET_NAME, description, ("MRI",), tuple(LABELS), ())
     work: list[Work] = []
     for index, name in enumerate(sorted(images)):
         part = "Ts" if index % _HELD_OUT == _HELD_OUT - 1 else "Tr"
-        work.append((name, _copier(name, images[name], labels[name], part)))
-    test = len(images) // _HELD_OUT
-    write_sample(target, work, _description(len(images) - test), _LICENSE_TEXT, force=force, step=step)
+        work.append((name, _copier(name, images[name], labels[name], part, described)))
+    write_sample(target, work, description, _LICENSE_TEXT, force=force, step=step)
     return Prepared(target, training=len(images) - test, test=test, dicom_stacks=0)
 
 
@@ -57,7 +62,7 @@ def _named(folder: Path) -> dict[str, Path]:
 
 
 def _check_pairs(images: dict[str, Path], labels: dict[str, Path]) -> None:
-    """Every image needs its label; what the volumes hold is checked by `train`."""
+    """Every image needs its label."""
     alone = [shown(images[name]) for name in sorted(images.keys() - labels.keys())]
     alone += [shown(labels[name]) for name in sorted(labels.keys() - images.keys())]
     if alone or not images:
@@ -67,8 +72,9 @@ def _check_pairs(images: dict[str, Path], labels: dict[str, Path]) -> None:
         )
 
 
-def _copier(name: str, image: Path, label: Path, part: str) -> Callable[[Path], None]:
+def _copier(name: str, image: Path, label: Path, part: str, dataset: Dataset) -> Callable[[Path], None]:
     def write(staging: Path) -> None:
+        load_case(Case(name, (image,), label), dataset)  # the checks that `train` makes of its part
         with reporting_writes(staging):
             shutil.copyfile(image, staging / f"images{part}" / f"{name}_0000{_ENDING}")
             shutil.copyfile(label, staging / f"labels{part}" / f"{name}{_ENDING}")
@@ -83,7 +89,7 @@ def _description(training: int) -> dict[str, object]:
         "reference": "Medical Segmentation Decathlon, Task04, http://medicaldecathlon.com",
         "licence": "CC-BY-SA-4.0",
         "channel_names": {"0": "MRI"},
-        "labels": {"background": 0, "anterior": 1, "posterior": 2},
+        "labels": {name: value for value, name in enumerate(LABELS)},
         "numTraining": training,
         "file_ending": _ENDING,
     }
