@@ -108,7 +108,7 @@ def test_checkpoints_have_the_official_trainer_s_entries(finished: Path, cardiac
     assert official["logging"].keys() == ours["logging"].keys()
     assert {len(values) for values in ours["logging"].values()} == {2}
     assert ours["current_epoch"] == 2
-    assert ours["trainer_name"] == "MaskSAM_AMOS"
+    assert ours["trainer_name"] == "MaskSAM_ACDC"
     plan, own = (c["init_args"]["plans"]["configurations"]["3d_fullres"] for c in (official, ours))
     assert plan.keys() <= own.keys()
     assert plan["architecture"]["arch_kwargs"].keys() == own["architecture"]["arch_kwargs"].keys()
@@ -194,7 +194,11 @@ def test_frozen_weights_do_not_move(dataset: Path, tmp_path: Path) -> None:
 
 def test_all_cases_can_be_trained_on(dataset: Path, tmp_path: Path) -> None:
     trainer, _ = start(dataset, tmp_path / "run", replace(REQUEST, fold=None))
-    assert len(trainer.data.train) == len(trainer.data.held_out) == 4
+    assert len(trainer.data.train) == 4
+    assert trainer.data.held_out == []
+    trainer.fit()
+    assert [epoch.dice for epoch in trainer.epochs] == [None, None]
+    assert load_checkpoint(tmp_path / "run" / "checkpoint_final.pth").config.frames == 2
 
 
 def test_a_run_folder_in_use_is_refused(dataset: Path, finished: Path) -> None:

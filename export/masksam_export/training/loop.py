@@ -110,7 +110,7 @@ class Trainer:
         loss, terms = self._train(number)
         measured = (number + 1) % self.settings.validate_every == 0 or number + 1 == self.settings.epochs
         dice = val_loss = None
-        if measured and self.data.validation:
+        if measured and self.data.held_out:
             dice = self._validate()
             val_loss = self._validation_loss()
         self.epochs.append(Epoch(number, self._learning_rate(), loss, terms, val_loss, dice, started, time.time()))

@@ -20,8 +20,7 @@ NETWORK_NAMES: tuple[NetworkName, ...] = get_args(NetworkName)
 TEMPORAL_GROWTH = 4  # officially, the adapters' MLPs along the frames are four times as wide as there are frames
 
 TINY = replace(
-    official.SYNAPSE,
-    variant="p512",
+    official.ACDC,
     embed_dim=128,
     depth=6,
     heads=4,
@@ -36,19 +35,17 @@ TINY = replace(
     decoder_adapter_dim=16,
     iou_hidden_dim=64,
     upscaling_widths=(16, 8),
-    stem_widths=(4,),
+    stem_widths=(4, 4),
     levels=(
         GeneratorLevel(64, 1, official.FULL),
         GeneratorLevel(32, 1, official.FULL),
-        GeneratorLevel(32, 1, official.FULL),
         GeneratorLevel(16, 1, official.IN_PLANE),
-        GeneratorLevel(8, 1, official.IN_PLANE),
     ),
-    head_width=8,
 )
-"""The AMOS and Synapse layout with under two million weights: trains from scratch on two CPU cores.
+"""The ACDC layout with under two million weights: trains from scratch on two CPU cores.
 
-That layout rather than ACDC's, which enlarges its input fourfold: that takes five times the work per pixel.
+That layout because its tokens cover 4 x 4 pixels of the scan, where those of the others cover 16 x 16: with little data
+a small network then finds a structure, but not its border.
 """
 
 _TEMPLATES: dict[NetworkName, ModelConfig] = {

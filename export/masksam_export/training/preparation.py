@@ -65,7 +65,7 @@ def prepare_data(
     plan = Plan(plans, dataset.json, CONFIGURATION)
     preprocessing = plan.preprocessing()
     names = [case.name for case in dataset.cases]
-    training, validation = (names, names) if settings.fold is None else split_cases(names, fold=settings.fold)
+    training, validation = (names, []) if settings.fold is None else split_cases(names, fold=settings.fold)
     with CaseStore(folder) as store:
         for done, case in enumerate(dataset.cases, 1):
             store.add(prepare_case(case, dataset, preprocessing, keep_reference=case.name in validation))

@@ -220,14 +220,14 @@ def _network(settings: Settings, request: Request | None, dataset: Dataset) -> t
 
 def _notes(data: Data, settings: Settings, needed: int) -> tuple[str, ...]:
     count = len(data.held_out)
-    judged = "the same cases (nothing is held out)" if settings.fold is None else f"{count} others"
+    judged = f"validated on {count} others" if count else "none held out to validate on"
     spacing = tuple(round(value, 4) for value in data.preprocessing.spacing)
     return (
-        f"data: {len(data.train)} cases to train on, validated on {judged}; {len(data.labels.classes)} classes; "
+        f"data: {len(data.train)} cases to train on, {judged}; {len(data.labels.classes)} classes; "
         f"{needed / 2**30:.2f} GiB on disk while training runs",
         f"grid: patch {settings.patch} at {spacing} mm, {settings.queries} queries",
         f"work: {settings.iterations * settings.batch} patches an epoch, and every {settings.validate_every} epochs "
-        f"{data.validation_windows(settings.patch)} windows to validate (--validate-every)",
+        f"{data.validation_windows(settings.patch)} windows to validate on (--validate-every)",
     )
 
 
