@@ -128,10 +128,10 @@ def _ema(epochs: Sequence[Epoch]) -> list[float | None]:
 
 
 def _on_cpu(state: Mapping[str, Tensor]) -> OrderedDict[str, Tensor]:
-    """Official names that share a weight go on sharing it."""
+    """In the plain layout; official names that share a weight go on sharing it."""
     moved: dict[int, Tensor] = {}
     return OrderedDict(
-        (name, moved.setdefault(value.data_ptr(), value.detach().cpu())) for name, value in state.items()
+        (name, moved.setdefault(value.data_ptr(), value.detach().cpu().contiguous())) for name, value in state.items()
     )
 
 
