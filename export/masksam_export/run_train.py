@@ -37,7 +37,7 @@ def run_train(
         watcher.start(trainer)
         try:
             trainer.fit()
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit):  # the command line turns signals into exits
             if trainer.epochs:
                 done = f"{len(trainer.epochs)} of {trainer.settings.epochs} epochs"
                 console.print(f"interrupted; {done} are saved: go on with --resume")
@@ -85,7 +85,7 @@ class _Watcher:
 
     def epoch(self, epoch: Epoch, best: bool) -> None:
         names = self._trainer.data.label_names[1:]
-        parts = [f"epoch {epoch.number + 1:>4}", f"loss {epoch.train_loss:.3f}"]
+        parts = [f"epoch {epoch.number + 1}", f"loss {epoch.train_loss:.3f}"]
         if epoch.val_loss is not None:
             parts.append(f"validation {epoch.val_loss:.3f}")
         if epoch.dice is not None:

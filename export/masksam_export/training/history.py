@@ -103,6 +103,7 @@ def draw_curves(path: Path, epochs: Sequence[Epoch], label_names: Sequence[str])
     dice.set_ylim(0, 1)
     dice.set_ylabel("validation Dice")
     dice.set_xlabel("epoch")
+    dice.xaxis.get_major_locator().set_params(integer=True)
     dice.grid(alpha=0.3)
     dice.legend(loc="lower right")
     with atomic_path(path) as temporary:
