@@ -78,6 +78,13 @@ ALSO_WHEN_RESUMED = ("dataset", "output", "resume", "device", "threads", "as_jso
 @click.option(
     "--mirror-axes", callback=_axes, default="0,1,2", show_default=True, help="Axes mirrored at random, or none."
 )
+@click.option(
+    "--shading",
+    type=click.FloatRange(0, 2),
+    default=0.0,
+    show_default=True,
+    help="Strength of a smooth random gain, as coils shade MR images; 0.5 is much.",
+)
 @click.option("--validate-every", type=click.IntRange(1), default=1, show_default=True, help="Epochs between checks.")
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True)
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
@@ -105,6 +112,7 @@ def train(
     warmup: int,
     foreground: float,
     mirror_axes: tuple[int, ...],
+    shading: float,
     validate_every: int,
     seed: int,
     device: str,
@@ -147,6 +155,7 @@ def train(
             warmup=warmup,
             foreground_share=foreground,
             mirror_axes=mirror_axes,
+            shading=shading,
             fold=None if isinstance(fold, str) else fold,
             validate_every=validate_every,
             seed=seed,

@@ -9,6 +9,7 @@ from masksam_export.training.augmentation import (
     Random,
     change_intensities,
     random_matrix,
+    shade,
 )
 
 
@@ -82,6 +83,21 @@ def test_channels_keep_units_of_their_own() -> None:
 def test_a_constant_patch_survives_every_intensity_change() -> None:
     for seed in range(20):
         assert torch.isfinite(change_intensities(torch.zeros(1, 2, 8, 8), 1.0, seeded(seed))).all()
+
+
+def test_shading_is_a_smooth_positive_gain_over_the_darkest_value() -> None:
+    image = torch.rand(2, 4, 24, 24, generator=torch.Generator().manual_seed(0))
+    image[:, 0, 0, 0] = 0  # the darkest value, so that gains can be read off
+    for seed in range(20):
+        shaded = shade(image, 0.5, seeded(seed))
+        assert torch.equal(shaded == 0, image == 0)
+        gain = (shaded / image).nan_to_num(nan=1.0)[0]
+        gain[0, 0, 0] = gain[0, 0, 1]
+        log_gain = gain.log()
+        assert float(log_gain.abs().max()) <= 0.5 * (3 + 4 / 3) + 1e-4
+        for axis in (1, 2):
+            assert float(log_gain.diff(dim=axis).abs().max()) < 0.5 * 3 * 2 / 23 + 1e-3
+        assert float(log_gain[:, 1:].diff(n=2, dim=0).abs().max()) < 1e-3  # along the depth it is a ramp
 
 
 def test_one_seed_draws_the_same_numbers() -> None:

@@ -120,6 +120,15 @@ def test_one_seed_gives_one_sequence_of_batches() -> None:
         assert not torch.equal(images, other.batch(2)[0])
 
 
+def test_shading_changes_patches_and_its_absence_draws_nothing() -> None:
+    drawn = {
+        shading: sampler([case((4, 16, 16))], (2, 8, 8), Augmentation(shading=shading)).batch(8)[0]
+        for shading in (0.0, 0.8)
+    }
+    assert torch.equal(drawn[0.0], sampler([case((4, 16, 16))], (2, 8, 8), Augmentation()).batch(8)[0])
+    assert not torch.equal(drawn[0.0], drawn[0.8])
+
+
 def test_labels_of_many_classes_survive_sampling() -> None:
     labels = np.full((1, 4, 4), 104)
     assert sampler([case((1, 4, 4), labels)], (1, 4, 4)).draw().labels.unique().tolist() == [104]

@@ -1,6 +1,7 @@
 """Random changes of a patch: where it is cut from (one affine map) and how bright it is.
 
-The set and its ranges follow nnU-Net's default augmentation, without its elastic and low-resolution steps.
+The set and its ranges follow nnU-Net's default augmentation, without its elastic and low-resolution steps; shading is
+not in it.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ class Augmentation:
         scale: smallest and largest magnification.
         flips: probability of mirroring each of the axes z, y, x.
         intensity: probability of each of the intensity changes.
+        shading: largest coefficient of a smooth random gain on half of the patches, as coils shade MR images; 0: off.
     """
 
     spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)
@@ -35,6 +37,7 @@ class Augmentation:
     spatial: float = 0.7
     flips: tuple[float, float, float] = (0.5, 0.5, 0.5)
     intensity: float = 0.25
+    shading: float = 0.0
 
 
 NO_AUGMENTATION = Augmentation(rotation=0.0, scale=(1.0, 1.0), spatial=0.0, flips=(0.0, 0.0, 0.0), intensity=0.0)
@@ -101,6 +104,19 @@ def change_intensities(image: Tensor, probability: float, random: Random) -> Ten
     if random.chance(probability / 2):  # the same with light and dark exchanged
         image = -_per_channel(_gamma, -image, random.uniform(0.7, 1.5))
     return image
+
+
+def shade(image: Tensor, strength: float, random: Random) -> Tensor:
+    """A gain that is smooth in all directions and quadratic in the plane, on `[C, T, P, P]`, over the darkest value.
+
+    Each coefficient of its logarithm is drawn up to `strength`; positions run from -1 to 1 on every axis.
+    """
+    depth, height, width = (torch.linspace(-1, 1, size, device=image.device) for size in image.shape[1:])
+    z, y, x = depth[:, None, None], height[:, None], width
+    along = [random.uniform(-strength, strength) for _ in range(4)]
+    log_gain = along[0] * z + along[1] * y + along[2] * x + along[3] * (y**2 + x**2 - 2 / 3)
+    darkest = image.amin(dim=(1, 2, 3), keepdim=True)
+    return (image - darkest) * log_gain.exp() + darkest
 
 
 def _per_channel(change: Callable[[Tensor, float], Tensor], image: Tensor, strength: float) -> Tensor:

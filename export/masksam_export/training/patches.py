@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from masksam_export.training.augmentation import Augmentation, Random, change_intensities, random_matrix
+from masksam_export.training.augmentation import Augmentation, Random, change_intensities, random_matrix, shade
 from masksam_export.training.cases import PreparedCase
 from masksam_export.training.targets import PADDING
 
@@ -86,7 +86,10 @@ class PatchSampler:
         centre = self._foreground_centre(case) if random.chance(self._foreground_share) else None
         matrix = random_matrix(self._augmentation, random)
         patch = cut(case.image, case.labels, self._patch, centre or self._any_centre(case), matrix)
-        return Patch(change_intensities(patch.image, self._augmentation.intensity, random), patch.labels)
+        image, strength = patch.image, self._augmentation.shading
+        if strength > 0 and random.chance(0.5):
+            image = shade(image, strength, random)
+        return Patch(change_intensities(image, self._augmentation.intensity, random), patch.labels)
 
     def _any_centre(self, case: Source) -> tuple[float, float, float]:
         """So that a patch without rotation lies inside the scan where the scan is large enough."""

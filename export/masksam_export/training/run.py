@@ -57,6 +57,7 @@ class Request:
     warmup: int = 0
     foreground_share: float = 0.33
     mirror_axes: tuple[int, ...] = (0, 1, 2)
+    shading: float = 0.0
     fold: int | None = 0
     validate_every: int = 1
     seed: int = 0
@@ -192,6 +193,7 @@ def _settings(request: Request, dataset: Dataset, fingerprint: Fingerprint) -> S
         sam_sha256=_digest(request.sam_checkpoint),
         checkpoint_sha256=_digest(request.checkpoint),
         cases=tuple(case.name for case in dataset.cases),
+        shading=request.shading,
     )
 
 
@@ -234,7 +236,9 @@ def _notes(data: Data, settings: Settings, needed: int) -> tuple[str, ...]:
 def _augmentation(settings: Settings, data: Data) -> Augmentation:
     depth, *plane = data.preprocessing.spacing
     augmentation = Augmentation(
-        spacing=data.preprocessing.spacing, isotropic=depth <= ANISOTROPY_THRESHOLD * max(plane)
+        spacing=data.preprocessing.spacing,
+        isotropic=depth <= ANISOTROPY_THRESHOLD * max(plane),
+        shading=settings.shading,
     )
     return with_flips(augmentation, settings.mirror_axes)
 

@@ -47,6 +47,8 @@ class Settings:
     """Hash of the MaskSAM checkpoint that training started from. Neither this nor SAM's: from scratch."""
     cases: tuple[str, ...]
     """All cases of the data set, those held out included."""
+    shading: float = 0.0
+    """Largest coefficient of a smooth random gain; see `augmentation.shade`."""
 
     def to_json(self) -> str:
         """For `settings.json`."""
