@@ -16,7 +16,7 @@ demo: $(VENV)/demo.stamp
 	    -o demo/labels.nii.gz --overlay demo/overlay.png --report demo/report.json
 	$(BIN)/masksam-deploy evaluate demo/labels.nii.gz $(SAMPLE)/reference.nii.gz --labels demo/lv.masksam --min-dice 0.85
 	@echo
-	@echo "A heart MRI that no training saw (Sunnybrook SCD0000101, CC0) through MaskSAM-Tiny-LV, a model for"
+	@echo "A heart MRI that no training saw (Sunnybrook SCD0000501, CC0) through MaskSAM-Tiny-LV, a model for"
 	@echo "demonstration, not for diagnosis. Label map: $(CURDIR)/demo/labels.nii.gz"
 	@echo "Picture: $(CURDIR)/demo/overlay.png"
 
@@ -29,7 +29,10 @@ recipe-lv: $(VENV)/train.stamp
 	$(BIN)/masksam-deploy train $(RUNS)/lv-dataset -o $(RUNS)/lv --network tiny --patch 4,80,80 --spacing 8,4,4 \
 	    --queries 4 --fold all --mirror-axes none --epochs 55 --iterations 60 --batch 2 --warmup 200 \
 	    --seed 0 --threads 1
-	$(BIN)/masksam-deploy export $(RUNS)/lv/checkpoint_release.pth -o $(RUNS)/lv.masksam --force
+	$(BIN)/masksam-deploy train $(RUNS)/lv-dataset -o $(RUNS)/lv-2 --checkpoint $(RUNS)/lv/checkpoint_release.pth \
+	    --patch 4,80,80 --spacing 8,4,4 --fold all --mirror-axes none --shading 0.8 --learning-rate 4e-4 \
+	    --epochs 16 --iterations 60 --batch 2 --warmup 60 --seed 0 --threads 1
+	$(BIN)/masksam-deploy export $(RUNS)/lv-2/checkpoint_release.pth -o $(RUNS)/lv.masksam --force
 	$(BIN)/python benchmarks/dice.py $(RUNS)/lv.masksam $(RUNS)/lv-dataset/imagesTs $(RUNS)/lv-dataset/labelsTs \
 	    -o $(RUNS)/dice_lv_png.json
 	$(BIN)/python benchmarks/dice.py $(RUNS)/lv.masksam "$(DATA)/scd_cardiac_dicom" $(RUNS)/lv-dataset/labelsDicom \
