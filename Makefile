@@ -74,7 +74,7 @@ test-lowest:
 	$(PYTHON) -m venv .venv-lowest
 	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check \
 	    --constraint constraints-lowest.txt -e '.[cpu,evaluate]' pytest hypothesis nibabel pydicom scipy scikit-image
-	.venv-lowest/bin/pytest --ignore tests/export --ignore tests/training --ignore tests/walk
+	.venv-lowest/bin/pytest --ignore tests/export --ignore tests/training --ignore tests/kernels --ignore tests/walk
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -88,7 +88,7 @@ $(VENV)/train.stamp: pyproject.toml constraints.txt | $(VENV)/bin/python
 	touch $@ $(VENV)/demo.stamp
 
 $(VENV)/dev.stamp: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(PIP) -e '.[cpu,export,train,evaluate,dev]'
+	$(PIP) -e '.[cpu,export,train,evaluate,kernels,rtx,dev]'
 	touch $@ $(VENV)/demo.stamp $(VENV)/train.stamp
 
 clean:

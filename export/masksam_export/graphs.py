@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from masksam_deploy.manifest import Port
 from masksam_export.config import ModelConfig
 from masksam_export.model import MaskSAM
+from masksam_export.model.depth_adapter import DepthConvAdapter
 from masksam_export.model.image_encoder import Attention
 
 TAPS = ("tap_0", "tap_1", "tap_2", "tap_3")
@@ -101,15 +102,24 @@ class Decoder(GraphPart):
 
 @contextmanager
 def graph_parts(model: MaskSAM) -> Iterator[tuple[Encoder, Generator, Decoder]]:
-    """The three parts of a model, its input-independent position tables computed once while they are used."""
+    """The three parts of a model; while they are used, its input-independent position tables are computed once.
+
+    Its depth-convolution adapters leave one node each in a traced graph; they cannot be run meanwhile.
+    """
     attentions = [module for module in model.modules() if isinstance(module, Attention)]
+    adapters = [module for module in model.modules() if isinstance(module, DepthConvAdapter)]
+    kinds = [adapter.kind for adapter in adapters]
     for attention in attentions:
         attention.freeze_positions()
+    for adapter in adapters:
+        adapter.kind = "node"
     try:
         yield Encoder(model), Generator(model), Decoder(model)
     finally:
         for attention in attentions:
             attention.thaw_positions()
+        for adapter, kind in zip(adapters, kinds, strict=True):
+            adapter.kind = kind
 
 
 def split_frames(rows: Tensor, config: ModelConfig) -> Tensor:

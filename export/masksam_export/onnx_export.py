@@ -28,6 +28,7 @@ from masksam_deploy.manifest import Graph, Manifest, Port, Provenance
 from masksam_export.checkpoint import TrainedMaskSAM, release
 from masksam_export.graphs import GraphPart, graph_parts
 from masksam_export.model import MaskSAM
+from masksam_export.passes.adapter_nodes import DEFAULT_FORMULATION, Adapters, settle_adapters
 from masksam_export.verify import BATCH_CHECK_LIMIT, example_inputs, reference_outputs, verify_chain
 
 OPSET = 20
@@ -66,6 +67,7 @@ def export_bundle(
     *,
     force: bool = False,
     consume: bool = False,
+    adapters: Adapters = DEFAULT_FORMULATION,
     progress: Progress = lambda _: None,
 ) -> Bundle:
     """Export a trained network as a bundle directory, verified against the network.
@@ -75,6 +77,8 @@ def export_bundle(
         target: the bundle's directory, by custom `NAME.masksam`.
         force: whether an existing bundle may be replaced.
         consume: free the network's weights as soon as they are not needed; `trained.model` is unusable afterwards.
+        adapters: how the depth-convolution adapters appear: in standard operators, in one of three formulations, or as
+            one node each with a body; see `passes.adapter_nodes`.
         progress: called with a line of text at each step.
 
     Raises:
@@ -90,7 +94,7 @@ def export_bundle(
         for name, image in example_inputs(config).items():
             progress(f"running the network on the {name} input")
             references[name] = reference_outputs(trained.model, image)
-        graphs = export_graphs(trained.model, staging, progress=progress)
+        graphs = export_graphs(trained.model, staging, adapters=adapters, progress=progress)
         batched = sum(parameter.numel() for parameter in trained.model.parameters()) <= BATCH_CHECK_LIMIT
         if consume:  # a ViT-H in torch beside the same in ONNX Runtime would take another 3 GB
             release(trained.model)
@@ -122,7 +126,13 @@ def export_bundle(
         return write_bundle(staging, manifest, directory, force=force)
 
 
-def export_graphs(model: MaskSAM, directory: Path, *, progress: Progress = lambda _: None) -> tuple[Graph, ...]:
+def export_graphs(
+    model: MaskSAM,
+    directory: Path,
+    *,
+    adapters: Adapters = DEFAULT_FORMULATION,
+    progress: Progress = lambda _: None,
+) -> tuple[Graph, ...]:
     """Trace the three parts into `directory` as checked ONNX files.
 
     Raises:
@@ -133,14 +143,14 @@ def export_graphs(model: MaskSAM, directory: Path, *, progress: Progress = lambd
         for part in parts:
             progress(f"tracing {part.name}")
             path = directory / f"{part.name}.onnx"
-            _trace(part, path)
+            _trace(part, path, adapters)
             gc.collect()
             check_graph(path, part.inputs, part.outputs)
             graphs.append(Graph(name=part.name, file=path.name, inputs=part.inputs, outputs=part.outputs))
     return tuple(graphs)
 
 
-def _trace(part: GraphPart, path: Path) -> None:
+def _trace(part: GraphPart, path: Path, adapters: Adapters) -> None:
     # Two windows: with one, tracing would take the batch for a constant.
     examples = tuple(torch.zeros(2, *(int(size) for size in port.shape[1:])) for port in part.inputs)
     batch = torch.export.Dim("B", min=1)
@@ -160,6 +170,7 @@ def _trace(part: GraphPart, path: Path) -> None:
         )
     if program is None:
         raise ExportError(f"torch.onnx traced no graph for '{part.name}'")
+    settle_adapters(program.model, adapters)
     _tidy(program.model)
     program.model.graph.name = part.name
     size = sum(value.const_value.nbytes for value in program.model.graph.initializers.values() if value.const_value)

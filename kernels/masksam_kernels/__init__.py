@@ -1,1 +1,1 @@
-"""Fused kernels for MaskSAM's depth adapters will live here; there are none yet, and nothing depends on them."""
+"""Fused kernels for MaskSAM's depth adapters: reference, Triton kernel, torch operator, ahead-of-time builds."""

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any, Literal, TypeAlias
+
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from masksam_export.model.blocks import ChannelLayerNorm
+from masksam_kernels.depth_adapter.reference import taps_from_conv
+
+AdapterKind: TypeAlias = Literal["eager", "fused", "node"]
 
 
 class DepthConvAdapter(nn.Module):
@@ -13,7 +19,12 @@ class DepthConvAdapter(nn.Module):
 
     The depth axis is formed from `frames` consecutive rows of the input. In the windowed encoder blocks these
     rows are windows, not frames: that is how the official weights were trained.
+
+    With `kind = "fused"` everything between the two Linears is one Triton kernel (`masksam_kernels`; inference only),
+    with "node" one ONNX node (`passes.adapter_nodes`; for tracing only).
     """
+
+    kind: AdapterKind = "eager"
 
     def __init__(self, dim: int, hidden: int, *, frames: int, skip: bool) -> None:
         super().__init__()
@@ -26,6 +37,9 @@ class DepthConvAdapter(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[N, h, w, dim]` -> same shape; N is a multiple of `frames`."""
+        if self.kind != "eager":
+            y = self.D_fc2(self._whole_middle(functional.linear(x, self.D_fc1.weight), inner=1))
+            return x + y if self.skip else y
         rows, height, width = -1, int(x.shape[1]), int(x.shape[2])
         hidden = functional.gelu(self.D_fc1(x)).reshape(rows, self.frames, height, width, self.T_DWconv.in_channels)
         y = self.D_fc2(hidden + self._mix(hidden)).reshape(rows, height, width, self.D_fc2.out_features)
@@ -34,6 +48,10 @@ class DepthConvAdapter(nn.Module):
     def forward_prompts(self, x: Tensor, queries: int, grid: int) -> Tensor:
         """Rows `(b t q)`: `[B*T*Q, grid*grid, dim]` -> same shape, depth is the frame."""
         channels = self.T_DWconv.in_channels
+        if self.kind != "eager":
+            images = functional.linear(x, self.D_fc1.weight).reshape(-1, grid, grid, channels)
+            y = self.D_fc2(self._whole_middle(images, inner=queries).reshape(-1, grid * grid, channels))
+            return x + y if self.skip else y
         hidden = functional.gelu(self.D_fc1(x)).reshape(-1, self.frames, queries, grid, grid, channels)
         by_query = hidden.transpose(1, 2).reshape(-1, self.frames, grid, grid, channels)
         mixed = self._mix(by_query).reshape(-1, queries, self.frames, grid, grid, channels).transpose(1, 2)
@@ -44,6 +62,40 @@ class DepthConvAdapter(nn.Module):
         """`[N, frames, h, w, C]` -> same shape."""
         mixed = self.T_DWconv(hidden.permute(0, 4, 1, 2, 3)).permute(0, 2, 3, 4, 1)
         return functional.gelu(self.norm.channel_last(mixed))
+
+    def _whole_middle(self, product: Tensor, inner: int) -> Tensor:
+        """The first Linear's product without its bias, `[N, h, w, C]`, to what the second one takes.
+
+        Depth neighbours are `inner` rows apart.
+        """
+        conv, norm = self.T_DWconv, self.norm
+        assert conv.bias is not None  # for the type checker: this class made it
+        weights = (self.D_fc1.bias, taps_from_conv(conv.weight), conv.bias, norm.weight, norm.bias)
+        if self.kind == "node":
+            return adapter_node((product, *weights), frames=self.frames, inner=inner, eps=norm.eps)
+        from masksam_kernels.depth_adapter.op import depth_adapter_middle
+
+        return depth_adapter_middle(product.contiguous(), *weights, self.frames, inner, norm.eps)
+
+
+def adapter_node(tensors: tuple[Tensor, ...], *, frames: int, inner: int, eps: float) -> Tensor:
+    """The node that `passes.adapter_nodes` gives a meaning: the first tensor, `[N, h, w, C]`, to the same shape."""
+    hidden = tensors[0]
+    _, height, width, channels = hidden.shape
+    attributes: dict[str, Any] = {
+        "frames": frames,
+        "inner": inner,
+        "height": int(height),
+        "width": int(width),
+        "channels": int(channels),
+        "epsilon": eps,
+        # TensorRT looks for a plugin of this name before it takes the node's body.
+        "plugin_namespace": "masksam",
+        "plugin_version": "1",
+    }
+    return torch.onnx.ops.symbolic(
+        "masksam::DepthConvAdapter3d", tensors, attributes, dtype=hidden.dtype, shape=hidden.shape, version=1
+    )
 
 
 class DepthMlpAdapter(nn.Module):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from masksam_export.config import ModelConfig
 from masksam_export.model.blocks import StackedConvBlocks, linear_matrix, resize_plane, upsampling
+from masksam_export.model.depth_adapter import AdapterKind, DepthConvAdapter
 from masksam_export.model.image_encoder import ImageEncoder
 from masksam_export.model.mask_decoder import MaskDecoder
 from masksam_export.model.prompt_encoder import PromptEncoder
@@ -43,9 +44,15 @@ class Sam(nn.Module):
 
 
 class MaskSAM(nn.Module):
-    """The whole network: stem, encoder, prompt generator, prompt encoder, mask decoder, mask head."""
+    """The whole network: stem, encoder, prompt generator, prompt encoder, mask decoder, mask head.
 
-    def __init__(self, config: ModelConfig) -> None:
+    Args:
+        config: every size of the network.
+        adapter: how the depth-convolution adapters run: "eager" in plain torch; "fused" as Triton kernels (inference on
+            an NVIDIA GPU; needs the `kernels` extra). The state dict is the same.
+    """
+
+    def __init__(self, config: ModelConfig, adapter: AdapterKind = "eager") -> None:
         super().__init__()
         self.config = config
         self.sam_model = Sam(config)
@@ -53,6 +60,9 @@ class MaskSAM(nn.Module):
         self.prompt_generator = PromptGenerator(config)
         if config.head_width is not None:
             self.final_conv = mask_head(config, config.head_width)
+        for module in self.modules():
+            if isinstance(module, DepthConvAdapter):
+                module.kind = adapter
         # Official state dicts keep the generator's parts at the top level.
         self.register_state_dict_post_hook(_to_official_names)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_pre_hook(_from_official_names)  # type: ignore[no-untyped-call]

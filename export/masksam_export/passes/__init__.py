@@ -1,0 +1,1 @@
+"""Rewrites of exported graphs, one a file."""

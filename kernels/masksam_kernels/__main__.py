@@ -1,0 +1,5 @@
+"""`python -m masksam_kernels`."""
+
+from masksam_kernels.cli import main
+
+main()
