@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import click
+
+if TYPE_CHECKING:
+    from masksam_export.passes.adapter_nodes import Adapters
 
 
 @click.command()
@@ -15,6 +19,14 @@ import click
 @click.option("--dataset", type=click.Path(path_type=Path), help="dataset.json, for a plain state dict.")
 @click.option("--configuration", help="Configuration of the plans [the checkpoint's own, else 3d_fullres].")
 @click.option("--mirror-axes", help="Allowed mirror axes, e.g. 0,1,2 or none [the checkpoint's own].")
+@click.option(
+    "--adapters",
+    type=click.Choice(["planes", "stacked", "volume", "node"]),
+    default="planes",
+    show_default=True,
+    help="The depth-convolution adapters in the graphs: standard operators in one of three formulations, or one node "
+    "each with a body in standard operators, which a TensorRT plugin may replace.",
+)
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
 @click.option("--json", "as_json", is_flag=True, help="Print a summary for machines instead of people.")
 def export(
@@ -24,6 +36,7 @@ def export(
     dataset: Path | None,
     configuration: str | None,
     mirror_axes: str | None,
+    adapters: str,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -46,6 +59,7 @@ def export(
         dataset=dataset,
         configuration=configuration,
         mirror_axes=parse_axes(mirror_axes),
+        adapters=cast("Adapters", adapters),
         force=force,
         as_json=as_json,
     )

@@ -13,6 +13,7 @@ from masksam_deploy.bundle import Bundle
 from masksam_deploy.text import one_line
 from masksam_export.checkpoint import load_checkpoint
 from masksam_export.onnx_export import export_bundle
+from masksam_export.passes.adapter_nodes import Adapters
 
 
 def run_export(
@@ -23,6 +24,7 @@ def run_export(
     dataset: Path | None,
     configuration: str | None,
     mirror_axes: tuple[int, ...] | None,
+    adapters: Adapters,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -46,7 +48,7 @@ def run_export(
         )
         for note in trained.notes:
             console.print(one_line(note, limit=2000), soft_wrap=True)
-        bundle = export_bundle(trained, target, force=force, consume=True, progress=step)
+        bundle = export_bundle(trained, target, force=force, consume=True, adapters=adapters, progress=step)
     seconds = time.perf_counter() - started
     if as_json:
         click.echo(json.dumps(_summary(bundle, trained.notes, seconds), indent=2))

@@ -11,6 +11,8 @@ import sys
 import time
 from pathlib import Path
 
+import onnx
+
 from masksam_deploy.bundle import Bundle
 from tests.conftest import INTERRUPTIBLE
 
@@ -25,7 +27,7 @@ def run(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 def test_export_names_the_bundle_after_the_checkpoint_and_reports_as_json(cardiac_case: Path, tmp_path: Path) -> None:
     shutil.copy(cardiac_case / "checkpoint_final.pth", tmp_path / "lv.pth")
-    result = run("lv.pth", "--json", cwd=tmp_path)
+    result = run("lv.pth", "--json", "--adapters", "node", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     summary = json.loads(result.stdout)
     assert summary["provenance"]["source_name"] == "lv.pth"
@@ -33,6 +35,8 @@ def test_export_names_the_bundle_after_the_checkpoint_and_reports_as_json(cardia
     bundle = Bundle.load(tmp_path / "lv.masksam")
     assert bundle.sha256 == summary["manifest_sha256"]
     assert bundle.patch_size == (4, 128, 128)
+    decoder = onnx.load(tmp_path / "lv.masksam" / "decoder.onnx")
+    assert "DepthConvAdapter3d" in {node.op_type for node in decoder.graph.node}
 
 
 def test_what_cannot_be_exported_is_one_line(tmp_path: Path, cardiac_bundle: Path, cardiac_case: Path) -> None:
