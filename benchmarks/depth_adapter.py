@@ -26,7 +26,10 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from masksam_export.model.depth_adapter import DepthConvAdapter
+from masksam_export.config import ModelConfig
+from masksam_export.model.depth_adapter import AdapterKind, DepthConvAdapter
+from masksam_export.model.image_encoder import ImageEncoder
+from masksam_export.official import ACDC, AMOS
 from masksam_kernels.depth_adapter import launch, reference
 from masksam_kernels.depth_adapter.blocks import Block, padded_channels
 from masksam_kernels.depth_adapter.op import depth_adapter_middle
@@ -34,6 +37,7 @@ from masksam_kernels.depth_adapter.op import depth_adapter_middle
 NOT_MEASURED = 4
 REPEATS = 50
 MIDDLE_TOLERANCE = 2e-3  # fp16, norm of the error over norm of the result
+ENCODER_TOLERANCE = 2e-2  # two fp16 networks of 32 blocks whose sums round in different places
 BUFFER_BYTES = 512 * 2**20  # ten times the L2 of the largest GPU
 
 
@@ -59,6 +63,7 @@ SHAPES = (
     Shape("ViT-H 256 global", 26, 26, 1, 16, 320, 1280),
     Shape("decoder, 216 prompts", 9 * 24, 9, 24, 32, 64, 256),
 )
+ENCODERS = {"ViT-B, 4 frames at 1024 (ACDC)": ACDC, "ViT-H, 9 frames at 512 (AMOS)": AMOS}
 
 
 def main() -> None:
@@ -74,7 +79,8 @@ def main() -> None:
         tune()
         return
     rows = [measure(shape) for shape in SHAPES]
-    result = {"dtype": "float16", "repeats": REPEATS, "shapes": rows, **facts()}
+    encoders = [measure_encoder(name, config) for name, config in ENCODERS.items()]
+    result = {"dtype": "float16", "repeats": REPEATS, "shapes": rows, "encoders": encoders, **facts()}
     if arguments.output:
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
         arguments.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
@@ -97,7 +103,8 @@ def measure(shape: Shape) -> dict[str, Any]:
         "fused": fused_middle_of(adapter, shape),
     }
     times = {f"middle_{name}": median_us(run, hiddens) for name, run in middles.items()}
-    for kind in ("eager", "fused"):
+    kinds: tuple[AdapterKind, ...] = ("eager", "fused")
+    for kind in kinds:
         adapter.kind = kind
         times[f"whole_{kind}"] = median_us(whole_of(adapter, shape), inputs)
     moved = 2 * hiddens[0].nbytes
@@ -111,6 +118,34 @@ def measure(shape: Shape) -> dict[str, Any]:
         "middle_times_faster_than_eager": round(times["middle_eager"] / times["middle_fused"], 2),
         "middle_times_faster_than_compiled": round(times["middle_compiled"] / times["middle_fused"], 2),
         "whole_times_faster_than_eager": round(times["whole_eager"] / times["whole_fused"], 2),
+    }
+    print(json.dumps(row), flush=True)
+    return row
+
+
+def measure_encoder(name: str, config: ModelConfig) -> dict[str, Any]:
+    """A whole image encoder, random weights, half precision, one window: eager and fused adapters, same attention."""
+    torch.manual_seed(0)
+    with torch.device("cuda"):
+        encoder = ImageEncoder(config).half().eval().requires_grad_(False)
+        side = 16 * config.grid
+        images = [torch.randn(config.frames, 3, side, side).half() for _ in range(4)]
+    adapters = [module for module in encoder.modules() if isinstance(module, DepthConvAdapter)]
+    kinds: tuple[AdapterKind, ...] = ("eager", "fused")
+    outputs, times = {}, {}
+    for kind in kinds:
+        for adapter in adapters:
+            adapter.kind = kind
+        outputs[kind] = encoder(images[0])[1]
+        times[kind] = median_us(lambda image: encoder(image)[1], images)
+    error = float((outputs["fused"] - outputs["eager"]).float().norm() / outputs["eager"].float().norm())
+    if not error <= ENCODER_TOLERANCE:
+        raise SystemExit(f"{name}: fused and eager differ by {error}, allowed {ENCODER_TOLERANCE}")
+    row = {
+        "name": name,
+        "fused_to_eager_difference": error,
+        "median_us": {kind: round(us, 1) for kind, us in times.items()},
+        "times_faster_than_eager": round(times["eager"] / times["fused"], 3),
     }
     print(json.dumps(row), flush=True)
     return row

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,6 +38,16 @@ def test_a_launch_that_would_read_beyond_its_tensors_is_refused(sizes: dict[str,
     check_launch(**good)  # type: ignore[arg-type]
     with pytest.raises(KernelError, match=message):
         check_launch(**{**good, **sizes})  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine could measure")
+def test_the_benchmark_claims_nothing_without_a_gpu(tmp_path: Path) -> None:
+    script = Path(__file__).parents[2] / "benchmarks" / "depth_adapter.py"
+    command = [sys.executable, str(script), "-o", str(tmp_path / "result.json")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 4
+    assert done.stdout == "not measured: no NVIDIA GPU on this machine\n"
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.gpu
