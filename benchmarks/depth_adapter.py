@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from masksam_export.config import ModelConfig
 from masksam_export.model.depth_adapter import AdapterKind, DepthConvAdapter
-from masksam_export.model.image_encoder import ImageEncoder
+from masksam_export.model.image_encoder import Attention, ImageEncoder
 from masksam_export.official import ACDC, AMOS
 from masksam_kernels.depth_adapter import launch, reference
 from masksam_kernels.depth_adapter.blocks import Block, padded_channels
@@ -131,6 +131,9 @@ def measure_encoder(name: str, config: ModelConfig) -> dict[str, Any]:
         side = 16 * config.grid
         images = [torch.randn(config.frames, 3, side, side).half() for _ in range(4)]
     adapters = [module for module in encoder.modules() if isinstance(module, DepthConvAdapter)]
+    for module in encoder.modules():
+        if isinstance(module, Attention):
+            module.freeze_positions()  # gathering them waits for the GPU
     kinds: tuple[AdapterKind, ...] = ("eager", "fused")
     outputs, times = {}, {}
     for kind in kinds:
@@ -163,10 +166,10 @@ def tune() -> None:
                     median_us(fused_middle_of(random_adapter(s), s), buffers(s.rows, s.side, s.hidden)) for s in shapes
                 )
         best = min(totals, key=totals.__getitem__)
-        table[width] = best
-        print(f"{width}: Block{best},  # {totals[best]:.1f} us; " + str({k: round(v, 1) for k, v in totals.items()}))
+        table[width] = Block(*best)
+        print(f"# {width}: " + str({sizes: round(us, 1) for sizes, us in totals.items()}) + " us")
     major, minor = torch.cuda.get_device_capability()
-    print(f"{10 * major + minor}: {table}")
+    print(f"{10 * major + minor}: {table},")
 
 
 def random_adapter(shape: Shape) -> DepthConvAdapter:

@@ -13,7 +13,7 @@ from typing import Literal, TypeAlias, get_args
 
 from masksam_kernels.depth_adapter.blocks import Block, block_for, padded_channels
 from masksam_kernels.errors import KernelError
-from masksam_kernels.pack import OPERATION, PackedKernel, sha256
+from masksam_kernels.pack import ARGUMENTS, FLOATS, INTEGERS, OPERATION, POINTERS, PackedKernel, sha256
 
 Dtype: TypeAlias = Literal["fp16", "bf16", "fp32"]
 DTYPES: tuple[Dtype, ...] = get_args(Dtype)
@@ -24,16 +24,6 @@ ARCHITECTURES = tuple(PTX_VERSIONS)
 # Adapter widths of the published layouts: decoder, ViT-B, (ViT-L,) ViT-H.
 CHANNELS = (64, 192, 256, 320)
 
-POINTERS = ("hidden", "bias", "taps", "taps_bias", "norm_weight", "norm_bias", "out")
-INTEGERS = ("frames", "inner", "height", "width")
-FLOATS = ("eps",)
-SCRATCH = ("global_scratch", "profile_scratch")  # Triton's own, always null here
-ARGUMENTS = (
-    *((name, "pointer") for name in POINTERS),
-    *((name, "int32") for name in INTEGERS),
-    *((name, "float32") for name in FLOATS),
-    *((name, "pointer") for name in SCRATCH),
-)
 POINTER_ALIGNMENT = 16  # bytes; lets the compiler load vectors
 
 
@@ -66,7 +56,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Resources:
-    """What one program takes of a multiprocessor, as the assembler reports it; `stack` above 0 means spills."""
+    """What one program takes of a multiprocessor, as the assembler reports it; `stack_bytes` above 0 means spills."""
 
     registers: int
     stack_bytes: int
@@ -108,6 +98,7 @@ def compile_variant(variant: Variant) -> Compiled:
     from triton import knobs
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
+    from triton.errors import TritonError
 
     from masksam_kernels.depth_adapter import fused
 
@@ -133,10 +124,13 @@ def compile_variant(variant: Variant) -> Compiled:
     options = {"num_warps": variant.block.warps, "ptx_version": PTX_VERSIONS[variant.architecture]}
     with knobs.compilation.scope():
         knobs.compilation.disable_line_info = True  # else the paths of this machine are in the code
+        knobs.runtime.override_arch = None
         try:
             built = triton.compile(source, target=GPUTarget("cuda", variant.architecture, 32), options=options)
-        except (RuntimeError, ValueError, triton.CompilationError) as error:
-            raise KernelError(f"Triton {triton.__version__} cannot build {variant.name}: {error}") from error
+        except (RuntimeError, ValueError, TritonError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise KernelError(f"Triton {triton.__version__} cannot build {variant.name}: {reason}") from error
+    check_entry(built.asm["ptx"], variant.name)
     return Compiled(
         variant=variant,
         symbol=built.metadata.name,
@@ -145,6 +139,22 @@ def compile_variant(variant: Variant) -> Compiled:
         resources=resources_of(built.asm["cubin"]),
         dynamic_shared_bytes=built.metadata.shared,
     )
+
+
+def check_entry(ptx: str, name: str) -> None:
+    """Refuses code whose entry takes other arguments than a launch passes, as another Triton might make it.
+
+    Raises:
+        KernelError: says what it takes.
+    """
+    types = {"pointer": ".u64", "int32": ".u32", "float32": ".f32"}
+    entry = ptx[ptx.index(".entry") :]
+    found = [line.split()[1] for line in entry[: entry.index(")")].splitlines() if ".param" in line]
+    expected = [types[kind] for _, kind in ARGUMENTS]
+    if found != expected:
+        raise KernelError(
+            f"{name} was compiled to take {found}, expected {expected}: use the Triton of constraints.txt"
+        )
 
 
 def packed(compiled: Compiled) -> tuple[PackedKernel, bytes, str]:

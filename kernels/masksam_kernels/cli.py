@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -15,6 +14,7 @@ from masksam_kernels.errors import KernelError
 if TYPE_CHECKING:
     from masksam_kernels.build import Compiled, Dtype
 
+BUDGET = Path(__file__).parent / "budget.json"
 NEEDS = "pip install 'masksam-deploy[kernels]'"
 
 
@@ -28,8 +28,21 @@ def main() -> None:
     try:
         cli()
     except KernelError as error:
-        click.echo(f"error: {error}", err=True)
+        click.echo(f"error: {' '.join(str(error).split())}", err=True)
         sys.exit(2)
+
+
+def need_triton() -> str:
+    """Triton's version.
+
+    Raises:
+        KernelError: it is not installed.
+    """
+    try:
+        import triton
+    except ImportError:
+        raise KernelError(f"building kernels needs Triton: {NEEDS}") from None
+    return str(triton.__version__)
 
 
 def architectures(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> tuple[int, ...]:
@@ -51,25 +64,20 @@ def build(
     output: Path, arch: tuple[int, ...], channels: tuple[int, ...], dtype: tuple[str, ...], *, force: bool
 ) -> None:
     """Compile kernels for GPUs that this machine need not have."""
-    from masksam_kernels.pack import write_pack
+    from masksam_kernels.pack import check_target, write_pack
 
-    try:
-        import triton
-    except ImportError:
-        raise KernelError(f"building kernels needs Triton: {NEEDS}") from None
-    from masksam_kernels.build import ARCHITECTURES, ARGUMENTS, CHANNELS, compile_variant, packed, variants
+    version = need_triton()
+    from masksam_kernels.build import ARCHITECTURES, CHANNELS, compile_variant, packed, variants
 
-    chosen = list(
-        variants(arch or ARCHITECTURES, channels or CHANNELS, cast("tuple[Dtype, ...]", dtype) or ("fp16", "bf16"))
-    )
+    check_target(output, force=force)
+    dtypes = cast("tuple[Dtype, ...]", dtype) or ("fp16", "bf16")
+    chosen = list(dict.fromkeys(variants(arch or ARCHITECTURES, channels or CHANNELS, dtypes)))
     built: list[Compiled] = []
     with click.progressbar(
         chosen, label="building", file=sys.stderr, item_show_func=lambda v: v and v.name
     ) as progress:
         built.extend(compile_variant(variant) for variant in progress)
-    pack = write_pack(
-        output, map(packed, built), compiler=f"triton {triton.__version__}", arguments=ARGUMENTS, force=force
-    )
+    pack = write_pack(output, map(packed, built), compiler=f"triton {version}", force=force)
     click.echo(f"wrote {output}: {len(pack.kernels)} kernels, verified")
 
 
@@ -95,22 +103,27 @@ def show(pack: Path, *, as_json: bool) -> None:
 @cli.command()
 @click.option("--arch", multiple=True, callback=architectures, help="Such as sm_87; repeatable. Default: all.")
 @click.option("--channels", multiple=True, type=click.IntRange(1, 512), help="Adapter widths. Default: the published.")
-@click.option("--write", type=click.Path(path_type=Path, dir_okay=False), help="Write what was found as a budget file.")
-def budget(arch: tuple[int, ...], channels: tuple[int, ...], write: Path | None) -> None:
+@click.option("--write", is_flag=True, help="Make what was found the budget of these kernels.")
+def budget(arch: tuple[int, ...], channels: tuple[int, ...], *, write: bool) -> None:
     """Compile the kernels and hold registers, shared memory and spills to the committed budget; exit code 3 if over."""
+    need_triton()
     from masksam_kernels.build import ARCHITECTURES, CHANNELS, compile_variant, variants
 
-    found = {
-        variant.name: [compiled.resources.registers, compiled.dynamic_shared_bytes, compiled.resources.stack_bytes]
-        for variant in variants(arch or ARCHITECTURES, channels or CHANNELS)
-        for compiled in [compile_variant(variant)]
-    }
-    if write is not None:
-        lines = ",\n".join(f'  "{name}": {values}' for name, values in found.items())
-        write.write_text("{\n" + lines + "\n}\n", encoding="utf-8")
-        click.echo(f"wrote {write}: {len(found)} kernels")
+    chosen = list(dict.fromkeys(variants(arch or ARCHITECTURES, channels or CHANNELS)))
+    allowed: dict[str, list[int]] = json.loads(BUDGET.read_text(encoding="utf-8"))
+    unknown = [variant.name for variant in chosen if variant.name not in allowed]
+    if unknown and not write:
+        raise KernelError(f"{unknown[0]} has no budget; --write gives it one")
+    found = {}
+    for variant in chosen:
+        compiled = compile_variant(variant)
+        resources = compiled.resources
+        found[variant.name] = [resources.registers, compiled.dynamic_shared_bytes, resources.stack_bytes]
+    if write:
+        lines = ",\n".join(f'  "{name}": {values}' for name, values in {**allowed, **found}.items())
+        BUDGET.write_text("{\n" + lines + "\n}\n", encoding="utf-8")
+        click.echo(f"wrote {BUDGET}: {len(found)} kernels")
         return
-    allowed = json.loads(files("masksam_kernels").joinpath("budget.json").read_text(encoding="utf-8"))
     over = [name for name, values in found.items() if any(f > a for f, a in zip(values, allowed[name], strict=True))]
     for name in over:
         click.echo(f"{name}: found {found[name]}, allowed {allowed[name]} (registers, shared bytes, spilled bytes)")

@@ -16,27 +16,27 @@ INT32_MAX = 2**31 - 1
 
 
 class LoadedMiddle:
-    """`depth_adapter.reference.depth_adapter_middle` on one device, for one width and type.
+    """`depth_adapter.reference.depth_adapter_middle` on the calling thread's current device, for one width and type.
+
+    The context that is current is used and left as it is. Load before a stream is captured, not during.
 
     Args:
         pack: from `read_pack`; the code is checked against its hash once more.
         channels: of the hidden tensor.
         dtype: of all tensors: fp16, bf16 or fp32.
-        device: the CUDA device's number.
+        activate: whether the kernel adds the bias and applies the first GELU.
 
     Raises:
         KernelError: the pack has no kernel for this device, or `cuda-core` is missing.
     """
 
-    def __init__(self, pack: KernelPack, *, channels: int, dtype: str, device: int = 0) -> None:
+    def __init__(self, pack: KernelPack, *, channels: int, dtype: str, activate: bool = True) -> None:
         try:
             from cuda.core import Device, ObjectCode
         except ImportError:
             raise KernelError(f"starting packed kernels needs cuda-core: {NEEDS}") from None
-        target = Device(device)
-        target.set_current()
-        capability = target.compute_capability
-        self.entry = pack.find(10 * capability.major + capability.minor, channels, dtype)
+        capability = Device().compute_capability
+        self.entry = pack.find(10 * capability.major + capability.minor, channels, dtype, activate=activate)
         self._kernel: Any = ObjectCode.from_cubin(pack.code(self.entry)).get_kernel(self.entry.symbol)
 
     def __call__(
@@ -62,7 +62,7 @@ class LoadedMiddle:
         Args:
             stream: a `cuda.core.Stream`, or anything with `__cuda_stream__`.
             hidden: device address of `[rows, height, width, channels]`, contiguous, aligned to 16 bytes, as are all.
-            bias: of `[channels]`.
+            bias: of `[channels]`; not read without `activate`.
             taps: of `[27, channels]`.
             taps_bias: of `[channels]`.
             norm_weight: of `[channels]`.
@@ -82,8 +82,11 @@ class LoadedMiddle:
 
         addresses = (hidden, bias, taps, taps_bias, norm_weight, norm_bias, out)
         check_launch(addresses, rows, frames, inner, height, width, self.entry.channels)
+        programs = self.entry.programs(rows, frames, height, width)
+        if programs > INT32_MAX:
+            raise KernelError(f"a launch may have 2^31 - 1 programs, {rows} rows of {height}x{width} need {programs}")
         config = LaunchConfig(
-            grid=self.entry.programs(rows, frames, height, width),
+            grid=programs,
             block=self.entry.threads,
             shmem_size=self.entry.shared_bytes,
         )
@@ -95,13 +98,16 @@ class LoadedMiddle:
 def check_launch(
     addresses: tuple[int, ...], rows: int, frames: int, inner: int, height: int, width: int, channels: int
 ) -> None:
-    """What the kernel takes for granted.
+    """What the kernel takes for granted; the last address is the output's.
 
     Raises:
-        KernelError: an address is not aligned to 16 bytes, or the sizes do not fit.
+        KernelError: an address is null or not aligned to 16 bytes, the output is an input, or the sizes do not fit.
     """
-    if any(address % 16 for address in addresses):
-        raise KernelError(f"device addresses must be multiples of 16, found {[hex(address) for address in addresses]}")
+    if any(address <= 0 or address % 16 for address in addresses):
+        found = [hex(address) for address in addresses]
+        raise KernelError(f"device addresses must be multiples of 16 above 0, found {found}")
+    if addresses[-1] in addresses[:-1]:
+        raise KernelError("out is an input: the kernel reads neighbours that it would have overwritten")
     if min(rows, frames, inner, height, width) < 1 or rows % (frames * inner):
         raise KernelError(f"{rows} rows of {height}x{width} do not divide into {frames} frames of {inner} rows")
     if height * width * channels > INT32_MAX:

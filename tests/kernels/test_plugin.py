@@ -16,7 +16,7 @@ from masksam_kernels.depth_adapter import plugin
 from masksam_kernels.errors import KernelError
 from masksam_kernels.pack import KernelPack
 
-NO_KERNELS = KernelPack(Path("none"), "none", (), ())
+NO_KERNELS = KernelPack(Path("none"), "none", ())
 ATTRIBUTES = {"frames": 3, "inner": 2, "height": 4, "width": 5, "channels": 8}
 
 

@@ -70,7 +70,8 @@ class DepthConvAdapter(nn.Module):
         """
         conv, norm = self.T_DWconv, self.norm
         assert conv.bias is not None  # for the type checker: this class made it
-        weights = (self.D_fc1.bias, taps_from_conv(conv.weight), conv.bias, norm.weight, norm.bias)
+        taken = (self.D_fc1.bias, taps_from_conv(conv.weight), conv.bias, norm.weight, norm.bias)
+        weights = tuple(weight.to(product.dtype) for weight in taken)  # under autocast the product alone is narrow
         if self.kind == "node":
             return adapter_node((product, *weights), frames=self.frames, inner=inner, eps=norm.eps)
         from masksam_kernels.depth_adapter.op import depth_adapter_middle
@@ -80,6 +81,8 @@ class DepthConvAdapter(nn.Module):
 
 def adapter_node(tensors: tuple[Tensor, ...], *, frames: int, inner: int, eps: float) -> Tensor:
     """The node that `passes.adapter_nodes` gives a meaning: the first tensor, `[N, h, w, C]`, to the same shape."""
+    if not torch.compiler.is_exporting():
+        raise RuntimeError("an adapter of kind 'node' can be traced, not run")
     hidden = tensors[0]
     _, height, width, channels = hidden.shape
     attributes: dict[str, Any] = {

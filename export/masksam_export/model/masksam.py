@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from masksam_export.config import ModelConfig
 from masksam_export.model.blocks import StackedConvBlocks, linear_matrix, resize_plane, upsampling
-from masksam_export.model.depth_adapter import AdapterKind, DepthConvAdapter
+from masksam_export.model.depth_adapter import DepthConvAdapter
 from masksam_export.model.image_encoder import ImageEncoder
 from masksam_export.model.mask_decoder import MaskDecoder
 from masksam_export.model.prompt_encoder import PromptEncoder
@@ -52,7 +52,7 @@ class MaskSAM(nn.Module):
             an NVIDIA GPU; needs the `kernels` extra). The state dict is the same.
     """
 
-    def __init__(self, config: ModelConfig, adapter: AdapterKind = "eager") -> None:
+    def __init__(self, config: ModelConfig, adapter: Literal["eager", "fused"] = "eager") -> None:
         super().__init__()
         self.config = config
         self.sam_model = Sam(config)

@@ -21,7 +21,7 @@ class Block:
     warps: int
 
 
-# By architecture, then by channels rounded up to a power of two. `None` serves every architecture without its own.
+# By architecture, then by channels rounded up to a power of two. `None` serves what an architecture leaves out.
 TABLE: dict[int | None, dict[int, Block]] = {
     None: {
         16: Block(64, 4),
@@ -42,7 +42,7 @@ def block_for(architecture: int | None, channels: int) -> Block:
     """
     if not 1 <= channels <= MAX_CHANNELS:
         raise KernelError(f"the depth adapter's kernel takes 1 to {MAX_CHANNELS} channels, found {channels}")
-    return TABLE.get(architecture, TABLE[None])[padded_channels(channels)]
+    return {**TABLE[None], **TABLE.get(architecture, {})}[padded_channels(channels)]
 
 
 def padded_channels(channels: int) -> int:

@@ -1,4 +1,8 @@
-"""Checks arguments and starts the kernel on the current stream: no allocation, no wait, so CUDA graphs can hold it."""
+"""Checks arguments and starts the kernel on the current stream.
+
+Nothing is allocated and nothing waits, so CUDA graphs can hold it; but the first call for a type, width and alignment
+compiles, so that one comes before the capture.
+"""
 
 from __future__ import annotations
 

@@ -124,10 +124,11 @@ def _plugin_class(trt: ModuleType) -> Any:
             return [trt.DimsExprs(inputs[0])]
 
         def supports_format_combination(self, position: int, tensors: list[Any], input_count: int) -> bool:
-            """Linear layout, all tensors of one floating type."""
+            """Linear layout, all tensors of one type that the pack has kernels for."""
             del input_count
             mine, first = tensors[position].desc, tensors[0].desc
-            return mine.format == trt.TensorFormat.LINEAR and mine.type == first.type and first.type in dtypes
+            held = {k.dtype for k in self.creator.pack.kernels if k.channels == self.sizes["channels"] and k.activate}
+            return mine.format == trt.TensorFormat.LINEAR and mine.type == first.type and dtypes.get(first.type) in held
 
         def configure_plugin(self, inputs: list[Any], outputs: list[Any]) -> None:
             """Nothing depends on the profile."""
@@ -140,7 +141,11 @@ def _plugin_class(trt: ModuleType) -> Any:
             """There is one."""
 
         def on_shape_change(self, inputs: list[Any], outputs: list[Any]) -> None:
-            """The launch looks at the sizes."""
+            """Loads the kernel: here nothing is captured, and TensorRT's device is current."""
+            del outputs
+            dtype = dtypes[inputs[0].type]
+            if dtype not in self.loaded:
+                self.loaded[dtype] = LoadedMiddle(self.creator.pack, channels=self.sizes["channels"], dtype=dtype)
 
         def attach_to_context(self, context: Any) -> Any:
             """Every execution context has a plugin of its own."""
@@ -156,15 +161,12 @@ def _plugin_class(trt: ModuleType) -> Any:
             workspace: int,
             stream: int,
         ) -> None:
-            """Start the kernel; the first call for a type loads it."""
+            """Start the kernel."""
             del output_descriptions, workspace
             from cuda.core import Stream
 
-            dtype = dtypes[input_descriptions[0].type]
-            if dtype not in self.loaded:
-                self.loaded[dtype] = LoadedMiddle(self.creator.pack, channels=self.sizes["channels"], dtype=dtype)
             sizes = {key: size for key, size in self.sizes.items() if key != "channels"}
-            self.loaded[dtype](
+            self.loaded[dtypes[input_descriptions[0].type]](
                 Stream.from_handle(stream),
                 **dict(zip(INPUTS, inputs, strict=True)),
                 out=outputs[0],
