@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from masksam_deploy.errors import CheckpointError, DatasetError, MaskSamError, OutputError
 from masksam_export.checkpoint import load_checkpoint
@@ -304,6 +305,14 @@ def test_curves_can_be_drawn_of_any_label_name(tmp_path: Path) -> None:
     names = ("background", r"a $\foo$", "_hidden", "50 %")
     draw_curves(tmp_path / "curves.png", [Epoch(0, 1e-3, 1.0, {}, 1.0, (0.1, 0.2, 0.3), 0.0, 1.0)], names)
     assert (tmp_path / "curves.png").stat().st_size > 1000
+
+
+def test_a_run_that_validates_nothing_draws_no_empty_panel(tmp_path: Path) -> None:
+    plain = Epoch(0, 1e-3, 1.0, {}, None, None, 0.0, 1.0)
+    draw_curves(tmp_path / "plain.png", [plain], ["background", "cavity"])
+    draw_curves(tmp_path / "both.png", [replace(plain, val_loss=1.0, dice=(0.5,))], ["background", "cavity"])
+    with Image.open(tmp_path / "plain.png") as one, Image.open(tmp_path / "both.png") as two:
+        assert one.height * 2 == two.height
 
 
 def test_settings_are_written_as_they_were_used(finished: Path) -> None:

@@ -85,26 +85,30 @@ def draw_curves(path: Path, epochs: Sequence[Epoch], label_names: Sequence[str])
         from matplotlib.figure import Figure
     except ImportError as error:
         raise MissingDependencyError("matplotlib", "cpu,train", "training curves") from error
-    figure = Figure(figsize=(8, 7), layout="constrained")
-    loss, dice = figure.subplots(2, 1, sharex=True)
+    measured = [epoch for epoch in epochs if epoch.dice is not None]
+    panels = 2 if measured else 1  # without validation there is no Dice to show
+    figure = Figure(figsize=(8, 3.5 * panels), layout="constrained")
+    loss, *below = figure.subplots(panels, 1, sharex=True, squeeze=False)[:, 0]
     numbers = [epoch.number for epoch in epochs]
     loss.plot(numbers, [epoch.train_loss for epoch in epochs], label="training")
-    measured = [epoch for epoch in epochs if epoch.dice is not None]
     validated = [epoch for epoch in measured if epoch.val_loss is not None]
-    loss.plot([e.number for e in validated], [e.val_loss for e in validated], label="validation")
+    if validated:
+        loss.plot([e.number for e in validated], [e.val_loss for e in validated], label="validation")
     loss.set_ylabel("loss (weighted sum)")
     loss.legend(loc="upper right")
     rate = loss.twinx()
     rate.plot(numbers, [epoch.learning_rate for epoch in epochs], color="0.6", linestyle=":")
     rate.set_ylabel("learning rate (dotted)")
-    for index, name in enumerate(label_names[1:]):
-        values = [e.dice[index] for e in measured if e.dice is not None]
-        dice.plot([e.number for e in measured], values, marker=".", label=_plain(name))
-    dice.set_ylim(0, 1)
-    dice.set_ylabel("validation Dice")
-    dice.set_xlabel("epoch")
-    dice.xaxis.get_major_locator().set_params(integer=True)
-    dice.grid(alpha=0.3)
-    dice.legend(loc="lower right")
+    for dice in below:
+        for index, name in enumerate(label_names[1:]):
+            values = [e.dice[index] for e in measured if e.dice is not None]
+            dice.plot([e.number for e in measured], values, marker=".", label=_plain(name))
+        dice.set_ylim(0, 1)
+        dice.set_ylabel("validation Dice")
+        dice.grid(alpha=0.3)
+        dice.legend(loc="lower right")
+    bottom = below[-1] if below else loss
+    bottom.set_xlabel("epoch")
+    bottom.xaxis.get_major_locator().set_params(integer=True)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
