@@ -17,7 +17,11 @@ import onnx
 import onnx_ir
 import onnxscript
 import torch
-from onnx_ir.passes.common import ClearMetadataAndDocStringPass, DeduplicateInitializersPass
+from onnx_ir.passes.common import (
+    ClearMetadataAndDocStringPass,
+    DeduplicateInitializersPass,
+    LiftConstantsToInitializersPass,
+)
 from onnxscript.optimizer import fold_constants, remove_unused_nodes
 
 from masksam_deploy import __version__
@@ -178,9 +182,10 @@ def _trace(part: GraphPart, path: Path, adapters: Adapters) -> None:
 
 
 def _tidy(model: onnx_ir.Model) -> None:
-    """Fold what is constant whatever its size, keep tied weights once, drop source paths of this machine."""
+    """Fold constants whatever their size, keep them as weights, tied ones once; drop source paths of this machine."""
     fold_constants(model, input_size_limit=UNLIMITED, output_size_limit=UNLIMITED)
     remove_unused_nodes(model)
+    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     DeduplicateInitializersPass(size_limit=UNLIMITED)(model)
     ClearMetadataAndDocStringPass()(model)
 
