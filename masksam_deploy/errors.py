@@ -36,10 +36,14 @@ class BackendError(MaskSamError):
 class MissingDependencyError(MaskSamError):
     """An optional dependency is not installed."""
 
-    def __init__(self, package: str, extra: str, purpose: str) -> None:
-        super().__init__(
-            f"{purpose} needs '{package}', which is not installed; needs: pip install 'masksam-deploy[{extra}]'"
-        )
+    def __init__(self, package: str, extra: str, purpose: str, install: str | None = None) -> None:
+        """`install`: what to do instead where no extra of ours brings the package."""
+        line = install or f"pip install 'masksam-deploy[{extra}]'"
+        super().__init__(f"{purpose} needs '{package}', which is not installed; needs: {line}")
+
+
+class EngineError(MaskSamError):
+    """An engine cannot be built as asked, or is not what it should be."""
 
 
 class CheckpointError(MaskSamError):
