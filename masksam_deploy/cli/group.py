@@ -14,6 +14,7 @@ ENTRY_POINTS = "masksam_deploy.commands"
 # name -> (where it is, the first line of its help, repeated here so that the list needs no import)
 _BUILT_IN = {
     "compare": ("masksam_deploy.cli.compare:compare", "Compare two bundles by their label maps of the same scans."),
+    "doctor": ("masksam_deploy.cli.doctor:doctor", "Show what this machine can build and run, and what is missing."),
     "evaluate": ("masksam_deploy.cli.evaluate:evaluate", "Compare label maps with references."),
     "infer": ("masksam_deploy.cli.infer:infer", "Segment a scan with a bundle."),
     "inspect": ("masksam_deploy.cli.inspect:inspect", "Show what a bundle holds, and verify it."),

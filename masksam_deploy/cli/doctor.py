@@ -1,0 +1,34 @@
+"""`masksam-deploy doctor`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("bundle", required=False, type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+def doctor(bundle: Path | None, as_json: bool) -> None:
+    """Show what this machine can build and run, what is missing, and how to get it.
+
+    With BUNDLE, also verify it.
+    """
+    from masksam_deploy.bundle import Bundle
+    from masksam_deploy.doctor import diagnose
+
+    loaded = None if bundle is None else Bundle.load(bundle)
+    found = diagnose()
+    if as_json:
+        content = asdict(found)
+        # The bundle's engines, and which of them are valid here, belong into this dictionary.
+        content["bundle"] = None if loaded is None else {"path": str(loaded.path), "manifest_sha256": loaded.sha256}
+        click.echo(json.dumps(content, indent=2))
+        return
+    from masksam_deploy.cli.doctor_report import report
+
+    report(found, loaded, sys.stdout)
