@@ -33,6 +33,16 @@ class BackendError(MaskSamError):
     """An inference runtime is unavailable, or refuses a graph."""
 
 
+class EngineError(MaskSamError):
+    """An engine cannot be built as asked, is not what it should be, or is not for this machine."""
+
+
+class GateError(EngineError):
+    """A smaller precision loses more Dice than is allowed."""
+
+    exit_code = 3
+
+
 class MissingDependencyError(MaskSamError):
     """An optional dependency is not installed."""
 
@@ -40,10 +50,6 @@ class MissingDependencyError(MaskSamError):
         """`install`: what to do instead where no extra of ours brings the package."""
         line = install or f"pip install 'masksam-deploy[{extra}]'"
         super().__init__(f"{purpose} needs '{package}', which is not installed; needs: {line}")
-
-
-class EngineError(MaskSamError):
-    """An engine cannot be built as asked, or is not what it should be."""
 
 
 class CheckpointError(MaskSamError):

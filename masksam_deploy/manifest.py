@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, PositiveFloat, PositiveInt
 
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "1.1"
 
 Dim = PositiveInt | str
 NormalizationScheme = Literal[
@@ -95,6 +95,16 @@ class Graph(_Frozen):
     outputs: tuple[Port, ...] = Field(min_length=1)
 
 
+class ValidationCase(_Frozen):
+    """A small scan that travels with the bundle, to judge engines by."""
+
+    name: str
+    scans: tuple[str, ...] = Field(min_length=1)
+    """Files of the bundle, one per input channel."""
+    reference: str | None = None
+    """A label map on the scan's grid."""
+
+
 class FileDigest(_Frozen):
     """Size and hash of one file of the bundle."""
 
@@ -126,4 +136,5 @@ class Manifest(_Frozen):
     mirror_axes: tuple[Literal[0, 1, 2], ...]
     """Axes of the transposed array along which the network may be mirrored; empty means never."""
     provenance: Provenance
+    validation: tuple[ValidationCase, ...] = ()
     files: dict[str, FileDigest]

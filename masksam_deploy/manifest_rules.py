@@ -141,6 +141,7 @@ def _problems(manifest: Manifest) -> Iterator[str]:
     yield from _end_problems(manifest)
     yield from preprocessing_problems(manifest.preprocessing)
     yield from _label_problems(manifest.labels)
+    yield from _validation_problems(manifest)
     if repeated := _first_repeated(manifest.mirror_axes):
         yield f"field 'mirror_axes': found {repeated} twice, expected each axis at most once"
 
@@ -164,6 +165,10 @@ def _file_problems(manifest: Manifest) -> Iterator[str]:
     for graph in manifest.graphs:
         if graph.file not in manifest.files:
             yield f"graph '{graph.name}': found file {shown(graph.file)}, expected one that 'files' lists"
+    for case in manifest.validation:
+        for name in filter(None, (*case.scans, case.reference)):
+            if name not in manifest.files:
+                yield f"validation case {shown(case.name)}: found file {shown(name)}, expected one that 'files' lists"
 
 
 def _graph_problems(graphs: Sequence[Graph]) -> Iterator[str]:
@@ -260,6 +265,15 @@ def preprocessing_problems(preprocessing: Preprocessing) -> Iterator[str]:
 def _label_problems(labels: Labels) -> Iterator[str]:
     if labels.decision == "argmax" and (repeated := _first_repeated([label.value for label in labels.classes])):
         yield f"field 'labels.classes': found value {repeated} twice, expected every class to have its own"
+
+
+def _validation_problems(manifest: Manifest) -> Iterator[str]:
+    channels = len(manifest.preprocessing.channel_names)
+    for case in manifest.validation:
+        if len(case.scans) != channels:
+            yield f"validation case {shown(case.name)}: found {len(case.scans)} scans, expected {channels}"
+    if repeated := _first_repeated([case.name for case in manifest.validation]):
+        yield f"field 'validation': found case {repeated} twice, expected every name once"
 
 
 def _first_repeated(values: Iterable[object]) -> str:

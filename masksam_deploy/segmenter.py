@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from masksam_deploy.backends import Device, open_chain
+from masksam_deploy.backends import Device, GraphChain, open_chain
 from masksam_deploy.bundle import Bundle
 from masksam_deploy.errors import BundleError
 from masksam_deploy.io.grid import check_grid
@@ -48,6 +48,8 @@ class Segmenter:
     Args:
         bundle: a verified bundle, or where one lies.
         device: `cpu` or `cuda`; what is asked for is used, or there is an error.
+        network: runs instead of the bundle's float32 graphs in ONNX Runtime (an engine, see `engines.run`); it is
+            closed with the segmenter.
         tta: average over mirrored windows, along the axes that the bundle allows.
         accumulator: `float32`, or `float16` to repeat the official arithmetic to the bit.
         step: distance between windows as a share of the patch.
@@ -65,6 +67,7 @@ class Segmenter:
         bundle: Bundle | str | Path,
         *,
         device: Device = "cpu",
+        network: GraphChain | None = None,
         tta: bool = True,
         accumulator: Accumulator = "float32",
         step: float = 0.5,
@@ -86,7 +89,7 @@ class Segmenter:
         self._max_ram = max_ram
         self._device = device
         started = time.perf_counter()
-        self._network = open_chain(self.bundle, device=device, threads=threads)
+        self._network = network or open_chain(self.bundle, device=device, threads=threads)
         self._load_seconds = time.perf_counter() - started
 
     def __call__(self, scan: Volume, progress: Progress | None = None) -> Segmentation:
@@ -193,7 +196,8 @@ class Segmenter:
         return {
             "device": self._device,
             "providers": self._network.providers,
-            "precision": "float32",
+            "engine": self._network.engine,
+            "precision": self._network.precision,
             "accumulator": self._accumulator,
             "mirror_axes": list(self.mirror_axes),
             "step": self._step,

@@ -251,6 +251,22 @@ def _stream(
         sums.drop(next_z - z)
 
 
+def cut_windows(data: NDArray[np.float32], patch: Shape3, step: float = 0.5) -> Iterator[NDArray[np.float32]]:
+    """The windows `[1,C,T,P,P]` that `stream_scores` runs the network on, in its order, unmirrored.
+
+    Args:
+        data: network input `[C,D,H,W]`, float32.
+        patch: window shape (T, P, P).
+        step: see `window_starts`.
+    """
+    depth, height, width = data.shape[1:]
+    padded = padded_shape((depth, height, width), patch)
+    low = tuple((padded[axis] - data.shape[1 + axis]) // 2 for axis in range(3))
+    starts = (window_starts(padded[axis], patch[axis], step) for axis in range(3))
+    for z, y, x in product(*starts):
+        yield _cut_window(data, (z, y, x), patch, low)
+
+
 def _cut_window(data: NDArray[np.float32], start: Shape3, patch: Shape3, low: tuple[int, ...]) -> NDArray[np.float32]:
     """The window `[1,C,T,P,P]` at a start given on the padded grid, without padding the whole volume."""
     window = np.zeros((1, data.shape[0], *patch), np.float32)

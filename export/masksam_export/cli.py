@@ -27,6 +27,14 @@ if TYPE_CHECKING:
     help="The depth-convolution adapters in the graphs: standard operators in one of three formulations, or one node "
     "each with a body in standard operators, which a TensorRT plugin may replace.",
 )
+@click.option(
+    "--validation",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="Small scan, or folder of scans, that travels with the bundle for judging engines; repeat for more. Voxels "
+    "and geometry are kept, nothing else of the patient.",
+)
+@click.option("--references", type=click.Path(path_type=Path), help="Label map of the validation scan, or folder.")
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
 @click.option("--json", "as_json", is_flag=True, help="Print a summary for machines instead of people.")
 def export(
@@ -37,6 +45,8 @@ def export(
     configuration: str | None,
     mirror_axes: str | None,
     adapters: str,
+    validation: tuple[Path, ...],
+    references: Path | None,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -60,6 +70,8 @@ def export(
         configuration=configuration,
         mirror_axes=parse_axes(mirror_axes),
         adapters=cast("Adapters", adapters),
+        validation=validation,
+        references=references,
         force=force,
         as_json=as_json,
     )

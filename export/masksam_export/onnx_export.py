@@ -6,7 +6,7 @@ import gc
 import logging
 import platform
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime, timezone
@@ -27,12 +27,14 @@ from onnxscript.optimizer import fold_constants, remove_unused_nodes
 from masksam_deploy import __version__
 from masksam_deploy.backends.onnxruntime import runtime_version
 from masksam_deploy.bundle import Bundle, check_target, staging_directory, write_bundle
+from masksam_deploy.engines.gate import Case
 from masksam_deploy.errors import ExportError
 from masksam_deploy.manifest import Graph, Manifest, Port, Provenance
 from masksam_export.checkpoint import TrainedMaskSAM, release
 from masksam_export.graphs import GraphPart, graph_parts
 from masksam_export.model import MaskSAM
 from masksam_export.passes.adapter_nodes import DEFAULT_FORMULATION, Adapters, settle_adapters
+from masksam_export.validation_scans import add_validation
 from masksam_export.verify import BATCH_CHECK_LIMIT, example_inputs, reference_outputs, verify_chain
 
 OPSET = 20
@@ -72,6 +74,7 @@ def export_bundle(
     force: bool = False,
     consume: bool = False,
     adapters: Adapters = DEFAULT_FORMULATION,
+    validation: Sequence[Case] = (),
     progress: Progress = lambda _: None,
 ) -> Bundle:
     """Export a trained network as a bundle directory, verified against the network.
@@ -83,6 +86,7 @@ def export_bundle(
         consume: free the network's weights as soon as they are not needed; `trained.model` is unusable afterwards.
         adapters: how the depth-convolution adapters appear: in standard operators, in one of three formulations, or as
             one node each with a body; see `passes.adapter_nodes`.
+        validation: small scans that travel with the bundle, to judge engines by.
         progress: called with a line of text at each step.
 
     Raises:
@@ -95,6 +99,7 @@ def export_bundle(
     runtime = runtime_version()  # needed to verify: better missing now than after the work
     config, references = trained.config, {}
     with staging_directory(directory) as staging:
+        cases = add_validation(staging, list(validation), trained.labels, config.in_channels)
         for name, image in example_inputs(config).items():
             progress(f"running the network on the {name} input")
             references[name] = reference_outputs(trained.model, image)
@@ -125,6 +130,7 @@ def export_bundle(
                 },
                 parity=figures,
             ),
+            validation=cases,
             files={},
         )
         return write_bundle(staging, manifest, directory, force=force)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
 from rich.console import Console
 
 from masksam_deploy.bundle import Bundle
+from masksam_deploy.engines.gate import with_references
+from masksam_deploy.engines.scans import find_scans
 from masksam_deploy.text import one_line
 from masksam_export.checkpoint import load_checkpoint
 from masksam_export.onnx_export import export_bundle
@@ -25,10 +28,14 @@ def run_export(
     configuration: str | None,
     mirror_axes: tuple[int, ...] | None,
     adapters: Adapters,
+    validation: Sequence[Path],
+    references: Path | None,
     force: bool,
     as_json: bool,
 ) -> None:
     """Export and report; see the command's options."""
+    if references and not validation:
+        raise click.UsageError("--references belong to scans: name these with --validation")
     started = time.perf_counter()
     console = Console(stderr=True, highlight=False, markup=False)
     with console.status("reading the checkpoint") as status:
@@ -48,7 +55,16 @@ def run_export(
         )
         for note in trained.notes:
             console.print(one_line(note, limit=2000), soft_wrap=True)
-        bundle = export_bundle(trained, target, force=force, consume=True, adapters=adapters, progress=step)
+        scans = find_scans(validation, trained.config.in_channels) if validation else []
+        bundle = export_bundle(
+            trained,
+            target,
+            force=force,
+            consume=True,
+            adapters=adapters,
+            validation=with_references(scans, references),
+            progress=step,
+        )
     seconds = time.perf_counter() - started
     if as_json:
         click.echo(json.dumps(_summary(bundle, trained.notes, seconds), indent=2))

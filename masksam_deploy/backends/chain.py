@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 
 import numpy as np
@@ -15,13 +17,28 @@ from masksam_deploy.manifest import Graph
 
 IMAGE = "image"
 SCORES = "semseg"
+NAMES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+"""What precisions are called in reports."""
 
 
 class GraphChain:
-    """The network as one function: `image [B, C, T, P, P]` -> `semseg [B, K, T, P, P]`."""
+    """The network as one function: `image [B, C, T, P, P]` -> `semseg [B, K, T, P, P]`.
 
-    def __init__(self, stages: list[tuple[Graph, Session]]) -> None:
-        self._stages = stages
+    Args:
+        stages: graphs in order, with what runs each.
+        precisions: of each graph, such as fp16; by default all are float32.
+        engine: the name of the engine that the graphs are; None for the bundle's own graphs.
+    """
+
+    def __init__(
+        self,
+        stages: Sequence[tuple[Graph, Session]],
+        precisions: Mapping[str, str] | None = None,
+        engine: str | None = None,
+    ) -> None:
+        self._stages = list(stages)
+        self.engine = engine
+        self.precisions = {graph.name: (precisions or {}).get(graph.name, "fp32") for graph, _ in stages}
 
     def __call__(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
         """Run all graphs; tensors are dropped as soon as no later graph needs them.
@@ -42,6 +59,14 @@ class GraphChain:
         """What runs each graph."""
         return {graph.name: session.provider for graph, session in self._stages}
 
+    @property
+    def precision(self) -> str:
+        """In one word, or graph by graph if they differ."""
+        names = {graph: NAMES.get(precision, precision) for graph, precision in self.precisions.items()}
+        if len(set(names.values())) == 1:
+            return next(iter(names.values()))
+        return ", ".join(f"{graph} {name}" for graph, name in names.items())
+
     def close(self) -> None:
         """Free all graphs."""
         for _, session in self._stages:
@@ -57,21 +82,43 @@ class GraphChain:
 
 
 def open_chain(bundle: Bundle, *, device: Device = "cpu", threads: int | None = None) -> GraphChain:
-    """Load all graphs of a bundle.
+    """Load all graphs of a bundle in float32.
 
     Raises:
         BackendError: the device is not available, or a graph does not load.
         MissingDependencyError: no runtime is installed.
     """
+    return open_stages(
+        bundle,
+        {graph.name: bundle.graph_path(graph.name) for graph in bundle.manifest.graphs},
+        lambda graph, path: OnnxRuntimeSession(graph, path, device=device, threads=threads),
+    )
+
+
+def open_stages(
+    bundle: Bundle,
+    files: Mapping[str, Path],
+    opened: Callable[[Graph, Path], Session],
+    precisions: Mapping[str, str] | None = None,
+    engine: str | None = None,
+) -> GraphChain:
+    """Open one file per graph; if one does not open, those before it are closed.
+
+    Args:
+        bundle: whose graphs they are.
+        files: graph name -> what to open.
+        opened: makes a session from a graph and its file.
+        precisions: of each graph; by default float32.
+        engine: its name, if the files are one.
+    """
     stages: list[tuple[Graph, Session]] = []
     try:
         for graph in bundle.manifest.graphs:
-            path = bundle.graph_path(graph.name)
-            stages.append((graph, OnnxRuntimeSession(graph, path, device=device, threads=threads)))
+            stages.append((graph, opened(graph, files[graph.name])))
     except BaseException:
         GraphChain(stages).close()
         raise
-    return GraphChain(stages)
+    return GraphChain(stages, precisions, engine)
 
 
 def _check_shapes(graph: Graph, tensors: dict[str, NDArray[np.float32]], batch: int) -> None:

@@ -16,17 +16,18 @@ import click
 def doctor(bundle: Path | None, as_json: bool) -> None:
     """Show what this machine can build and run, what is missing, and how to get it.
 
-    With BUNDLE, also verify it.
+    With BUNDLE, also verify it, and list its engines and which of them are valid here.
     """
     from masksam_deploy.bundle import Bundle
     from masksam_deploy.doctor import diagnose
+    from masksam_deploy.engines.run import engine_states
 
     loaded = None if bundle is None else Bundle.load(bundle)
     found = diagnose()
     if as_json:
         content = asdict(found)
-        # The bundle's engines, and which of them are valid here, belong into this dictionary.
         content["bundle"] = None if loaded is None else {"path": str(loaded.path), "manifest_sha256": loaded.sha256}
+        content["engines"] = None if loaded is None else [asdict(status) for status in engine_states(loaded)]
         click.echo(json.dumps(content, indent=2))
         return
     from masksam_deploy.cli.doctor_report import report

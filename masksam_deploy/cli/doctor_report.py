@@ -12,6 +12,7 @@ from rich.text import Text
 
 from masksam_deploy.bundle import Bundle
 from masksam_deploy.doctor import Diagnosis
+from masksam_deploy.engines.run import engine_states
 from masksam_deploy.gpus import Gpus
 from masksam_deploy.text import one_line
 
@@ -30,8 +31,9 @@ def report(found: Diagnosis, bundle: Bundle | None, file: IO[str]) -> None:
     abilities = ((ability.target, _yes_or(ability.build), _yes_or(ability.run)) for ability in found.abilities)
     console.print(_table("Targets", ("target", "builds here", "runs here"), abilities))
     if bundle is not None:
-        # The bundle's engines, and which of them are valid here, belong below this line.
         console.print(Text(f"{one_line(bundle.manifest.name)}: every file matches its hash"), soft_wrap=True)
+        states = ((state.name, state.title, _yes_or(state.problem)) for state in engine_states(bundle))
+        console.print(_table("Engines", ("engine", "what it is", "valid here"), states))
 
 
 def _gpu_rows(gpus: Gpus) -> list[tuple[str, str]]:

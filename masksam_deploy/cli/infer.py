@@ -12,6 +12,8 @@ from masksam_deploy.cli.values import FILE, size_in_bytes
 
 if TYPE_CHECKING:
     from masksam_deploy.backends.base import Device
+    from masksam_deploy.engines.run import Backend
+    from masksam_deploy.engines.spec import Precision
     from masksam_deploy.sliding_window import Accumulator
 
 
@@ -38,6 +40,18 @@ def _step(_: click.Context, __: click.Parameter, value: float) -> float:
 @click.option("--overlay", type=FILE, help="Draw a contact sheet (.png).")
 @click.option("--report", type=FILE, help="Write volumes, timings and hashes (.json).")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option(
+    "--backend",
+    type=click.Choice(["auto", "onnxruntime", "tensorrt", "rtx"]),
+    default="auto",
+    show_default=True,
+    help="Runtime; auto takes the fastest engine in the bundle that is valid here.",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "fp16", "bf16", "int8"]),
+    help="Only an engine that was built so; fp32 are the bundle's own graphs [the fastest there is].",
+)
 @click.option("--tta/--no-tta", default=True, help="Average over mirrored windows where the bundle allows it [on].")
 @click.option(
     "--accumulator",
@@ -65,6 +79,8 @@ def infer(
     overlay: Path | None,
     report: Path | None,
     device: Device,
+    backend: Backend,
+    precision: Precision | None,
     tta: bool,
     accumulator: Accumulator,
     step: float,
@@ -83,6 +99,8 @@ def infer(
         bundle,
         Outputs(output, overlay, report),
         device=device,
+        backend=backend,
+        precision=precision,
         tta=tta,
         accumulator=accumulator,
         step=step,

@@ -15,6 +15,8 @@ from masksam_deploy.atomic import atomic_path, check_writable
 from masksam_deploy.backends.base import Device
 from masksam_deploy.bundle import Bundle, file_digest
 from masksam_deploy.cli.progress import progress_bar
+from masksam_deploy.engines.run import Backend, Choice, open_network
+from masksam_deploy.engines.spec import Precision
 from masksam_deploy.errors import OutputError, ScanError
 from masksam_deploy.io import read_volume, write_labels
 from masksam_deploy.io.labels import check_label_name
@@ -46,6 +48,8 @@ def infer_scan(
     outputs: Outputs,
     *,
     device: Device,
+    backend: Backend,
+    precision: Precision | None,
     tta: bool,
     accumulator: Accumulator,
     step: float,
@@ -61,9 +65,19 @@ def infer_scan(
     _check_channels(inputs, loaded)
     with watch.stage("read"):
         volume = read_volume(inputs, max_voxels=max_ram // BYTES_PER_VOXEL if max_ram else None)
+    with watch.stage("load_engine"):
+        network, choice = open_network(loaded, backend, precision, device=device, threads=threads)
+    _tell_refused(choice)
     with (
         Segmenter(
-            loaded, device=device, tta=tta, accumulator=accumulator, step=step, threads=threads, max_ram=max_ram
+            loaded,
+            device=device,
+            network=network,
+            tta=tta,
+            accumulator=accumulator,
+            step=step,
+            threads=threads,
+            max_ram=max_ram,
         ) as segmenter,
         progress_bar("network") as progress,
     ):
@@ -138,12 +152,24 @@ def _described(path: Path, name: Path | None = None) -> dict[str, Any]:
     return {"path": where, "sha256": file_digest(path).sha256}
 
 
+def _tell_refused(choice: Choice) -> None:
+    """Say what was not used: nobody should wonder why it is slow."""
+    for name, why in choice.stale.items():
+        click.echo(f"engine {name} is not used: {why}", err=True)
+    if choice.foreign:
+        click.echo(
+            f"{len(choice.foreign)} engine(s) in the bundle are for other machines: masksam-deploy doctor BUNDLE",
+            err=True,
+        )
+
+
 def _tell(result: Report, outputs: Outputs) -> None:
     settings, seconds = result.settings, result.timings_s
     providers = ", ".join(sorted(set(settings["providers"].values())))
     mirrored = f"mirrored along {settings['mirror_axes']}" if settings["mirror_axes"] else "not mirrored"
+    engine = f" (engine {settings['engine']})" if settings["engine"] else ""
     click.echo(
-        f"ran on {providers}, {settings['precision']}: {result.scan['windows']} windows, {mirrored}, "
+        f"ran on {providers}, {settings['precision']}{engine}: {result.scan['windows']} windows, {mirrored}, "
         f"network {seconds['network']:.1f} s of {sum(seconds.values()):.1f} s"
     )
     names = [one_line(label.name) for label in result.labels]

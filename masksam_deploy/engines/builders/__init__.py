@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from masksam_deploy.backends.base import Device
-from masksam_deploy.engines.builders.base import TARGETS, Builder, BuildOptions, BuiltEngine, Precision, Target
+from masksam_deploy.engines.builders.base import Builder, BuildOptions, BuiltEngine
+from masksam_deploy.engines.spec import TARGETS, Precision, Target
 from masksam_deploy.errors import EngineError
 
-__all__ = ["TARGETS", "BuildOptions", "Builder", "BuiltEngine", "Precision", "Target", "open_builder"]
+__all__ = ["BuildOptions", "Builder", "BuiltEngine", "Precision", "Target", "open_builder"]
 
 
 def open_builder(target: Target, *, device: Device = "cpu") -> Builder:

@@ -5,18 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Literal, Protocol, TypeAlias, get_args
+from typing import Protocol, TypeAlias
 
+from masksam_deploy.engines.spec import Precision, Target
 from masksam_deploy.errors import EngineError
 
-Precision: TypeAlias = Literal["fp32", "fp16", "bf16", "int8"]
-Target: TypeAlias = Literal["onnxruntime", "tensorrt", "rtx"]
 Progress: TypeAlias = Callable[[str, int, int], None]
 """Called about five times a second with what is being done, and how much of it is done and to do (0: unknown)."""
 TypeCounts: TypeAlias = Mapping[str, int]
 """Type (`fp32`, `int8` …) -> how many operations work on it."""
-
-TARGETS: tuple[Target, ...] = get_args(Target)
 
 # What a graph of a precision may hold. It must hold some of its own.
 _ALLOWED: dict[Precision, frozenset[str]] = {

@@ -17,7 +17,6 @@ from masksam_deploy.atomic import atomic_path, check_writable
 from masksam_deploy.engines.builders.base import (
     BuildOptions,
     BuiltEngine,
-    Precision,
     Progress,
     check_engine_precision,
     check_graph_precision,
@@ -25,6 +24,7 @@ from masksam_deploy.engines.builders.base import (
 from masksam_deploy.engines.builders.inspector import read_back
 from masksam_deploy.engines.builders.log import Log, open_log
 from masksam_deploy.engines.builders.serialize import serialize
+from masksam_deploy.engines.spec import Precision
 from masksam_deploy.errors import EngineError
 from masksam_deploy.text import one_line, shown
 

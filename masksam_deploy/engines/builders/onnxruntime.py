@@ -25,14 +25,13 @@ from masksam_deploy.backends.onnxruntime import import_runtime
 from masksam_deploy.engines.builders.base import (
     BuildOptions,
     BuiltEngine,
-    Precision,
     Progress,
-    Target,
     check_common,
     check_engine_precision,
     check_graph_precision,
     refuse,
 )
+from masksam_deploy.engines.spec import Precision, Target
 from masksam_deploy.errors import BackendError, EngineError
 from masksam_deploy.gpus import find_gpus
 from masksam_deploy.text import one_line, shown

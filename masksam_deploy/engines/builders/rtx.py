@@ -12,14 +12,13 @@ from typing import Any
 from masksam_deploy.engines.builders.base import (
     BuildOptions,
     BuiltEngine,
-    Precision,
     Progress,
-    Target,
     check_common,
     refuse,
 )
 from masksam_deploy.engines.builders.log import Log
 from masksam_deploy.engines.builders.network import Recipe, build_engine
+from masksam_deploy.engines.spec import Precision, Target
 from masksam_deploy.errors import BackendError, EngineError, MissingDependencyError
 from masksam_deploy.gpus import find_gpus
 from masksam_deploy.text import one_line

@@ -1,0 +1,176 @@
+"""The build-engine command's work: what was typed to a request, build, tell."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from masksam_deploy.bundle import Bundle
+from masksam_deploy.cli.progress import progress_bar
+from masksam_deploy.errors import EngineError, MissingDependencyError
+from masksam_deploy.text import one_line, shown
+
+
+def run_build_engine(
+    *,
+    bundle: Path,
+    precision: str | None,
+    overrides: Mapping[str, Any],
+    target: Any,
+    device: Any,
+    gpu: str | None,
+    calibration: Sequence[Path],
+    calibrator: Any,
+    exclude: Path | None,
+    validation: Sequence[Path],
+    references: Path | None,
+    max_mean_loss: float | None,
+    max_class_loss: float | None,
+    strict: bool,
+    no_gate: bool,
+    batches: tuple[int, int, int],
+    workspace: int | None,
+    optimization_level: int | None,
+    timing_cache: Path | None,
+    hardware_compatible: bool,
+    version_compatible: bool,
+    strip_weights: bool,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Build and report; see the command's options."""
+    if precision is None:
+        raise click.UsageError("say in which precision: --fp16, --int8, --bf16 or --fp32")
+    if no_gate and (validation or references or strict):
+        raise click.UsageError("--no-gate switches off what --validation, --references and --strict are for")
+    for package in ("onnx", "onnxruntime"):
+        if find_spec(package) is None:
+            raise MissingDependencyError(package, "cpu,engines", "building engines")
+    from masksam_deploy.engines.build import BuildRequest, build_engine
+    from masksam_deploy.engines.builders import BuildOptions, open_builder
+    from masksam_deploy.engines.exclusions import read_exclusions
+    from masksam_deploy.engines.gate import Limits, limits_of, validation_cases, with_references
+    from masksam_deploy.engines.scans import find_scans
+    from masksam_deploy.engines.spec import EngineSpec
+
+    loaded = Bundle.load(bundle)
+    spec = EngineSpec.of(loaded, target, precision, overrides, device=device)  # type: ignore[arg-type]
+    cases = None
+    if not no_gate:
+        scans = find_scans(validation, loaded.channels) if validation else []
+        if references and not scans:
+            raise click.UsageError("--references belong to scans: name these with --validation")
+        cases = with_references(scans, references) if scans else validation_cases(loaded)
+        if not cases:
+            raise EngineError(
+                f"{shown(bundle)}: found no validation scans in the bundle, expected some to judge the engine by; name "
+                "some with --validation, with --references if you have them, or type --no-gate"
+            )
+    default = limits_of(spec.precisions)
+    limits = Limits(
+        default.mean if max_mean_loss is None else max_mean_loss,
+        default.worst_class if max_class_loss is None else max_class_loss,
+    )
+    request = BuildRequest(
+        spec=spec,
+        options=BuildOptions(
+            batches=batches,
+            workspace_bytes=workspace,
+            hardware_compatible=hardware_compatible,
+            version_compatible=version_compatible,
+            strip_weights=strip_weights,
+            timing_cache=timing_cache,
+            optimization_level=optimization_level,
+            gpus=tuple(part.strip() for part in gpu.split(",")) if gpu else (),
+        ),
+        calibration=find_scans(calibration, loaded.channels) if calibration else (),
+        validation=cases,
+        limits=limits,
+        calibrator=calibrator,
+        excluded=read_exclusions(loaded, exclude) if "int8" in spec.precisions.values() else {},
+        strict=strict,
+        threads=threads,
+        command=_command(),
+    )
+    started = time.perf_counter()
+    with progress_bar("calibrating") as progress:
+        result = build_engine(loaded, open_builder(target, device=device), request, progress)
+    if as_json:
+        content = {"engine": str(result.engine.folder), **result.engine.record.model_dump(mode="json")}
+        click.echo(json.dumps(content, indent=2))
+        return
+    _tell(result, time.perf_counter() - started)
+
+
+def _command() -> str:
+    """What was typed, to be typed again."""
+    from masksam_deploy.engines.store import command_line
+
+    context = click.get_current_context(silent=True)
+    typed = context.find_root().meta.get("masksam_deploy.arguments") if context else None
+    return command_line(list(typed) if typed else sys.argv[1:])
+
+
+def _tell(result: Any, seconds: float) -> None:
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    record = result.engine.record
+    if result.attempts:
+        console.print(_gate_table(result.attempts[-1].verdict))
+    else:
+        console.print("NOT JUDGED: the gate was switched off with --no-gate. Nothing shows that this engine is right.")
+    for attempt in result.attempts[:-1]:
+        from masksam_deploy.engines.build import told
+
+        console.print(f"fell back: {told(attempt)}")
+    for name, built in result.built.items():
+        counts = ", ".join(f"{count} {kind}" for kind, count in sorted(built.precision_in_graph.items()))
+        console.print(f"{name}: {record.precisions[name]} (operators: {counts}), {built.bytes:,} bytes")
+        for note in built.notes:
+            console.print(f"  {one_line(note, limit=500)}")
+        if built.precision_found is None and built.not_read_back:
+            console.print(f"  not read back from the engine: {built.not_read_back}")
+    console.print(f"wrote {result.engine.folder} ({seconds:.0f} s)")
+    console.print(f"next: masksam-deploy infer SCAN -b {result.engine.folder.parents[1]} -o SEG.nii.gz")
+
+
+def _gate_table(verdict: Any) -> Table:
+    """What each case lost, and what was allowed."""
+    with_reference = any(case.float32 is not None for case in verdict.cases)
+    table = Table(title="Dice gate", title_justify="left", box=None, pad_edge=False)
+    for column in ("case", "class"):
+        table.add_column(column)
+    for column in (
+        "same label",
+        "Dice with float32",
+        *(("float32 with reference", "engine with reference") if with_reference else ()),
+        "Dice lost",
+    ):
+        table.add_column(column, justify="right")
+    for case in verdict.cases:
+        losses = case.losses()
+        for name, between in case.between.items():
+            cells = [one_line(case.case), one_line(name), f"{case.agreement:.4%}", _figure(between)]
+            if with_reference:
+                cells += [_figure((case.float32 or {}).get(name)), _figure((case.engine or {}).get(name))]
+            table.add_row(*cells, _figure(losses.get(name)))
+    name, worst = verdict.worst_class
+    table.caption = (
+        f"mean loss {verdict.mean_loss:.4f} (allowed {verdict.limits.mean:g}), worst class '{one_line(name)}' "
+        f"{worst:.4f} (allowed {verdict.limits.worst_class:g})"
+        + (f"; in no case, so not judged: {', '.join(map(one_line, verdict.unjudged))}" if verdict.unjudged else "")
+    )
+    table.caption_justify = "left"
+    return table
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"

@@ -1,0 +1,110 @@
+"""`masksam-deploy sensitivity`: which layers suffer from int8."""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, cast
+
+import click
+
+from masksam_deploy.cli.values import FILE, share
+
+SHOWN = 20
+
+
+@click.command(short_help="Rank layers by what int8 does to them.")
+@click.argument("bundle", type=FILE)
+@click.option(
+    "--calibration",
+    type=FILE,
+    multiple=True,
+    required=True,
+    help="Scan, or folder of scans, for ranges and ranking; repeat for more.",
+)
+@click.option("--calibrator", type=click.Choice(["percentile", "entropy"]), default="percentile", show_default=True)
+@click.option(
+    "--max-loss", type=float, callback=share, default=0.005, show_default=True, help="Dice that int8 may lose in all."
+)
+@click.option("-o", "--output", type=FILE, help="Exclusion list (.json) [kept in the bundle, for build-engine].")
+@click.option("--threads", type=click.IntRange(1), help="CPU threads for the network [all cores].")
+@click.option("--json", "as_json", is_flag=True, help="Print everything for machines.")
+def sensitivity(
+    bundle: Path,
+    calibration: tuple[Path, ...],
+    calibrator: str,
+    max_loss: float,
+    output: Path | None,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Quantise every layer of BUNDLE alone and rank them by what it does to the class scores and to Dice.
+
+    As few of the worst as are needed are written to an exclusion list, which 'build-engine --int8' uses.
+    """
+    from masksam_deploy.errors import MissingDependencyError
+
+    for package in ("onnx", "onnxruntime"):
+        if find_spec(package) is None:
+            raise MissingDependencyError(package, "cpu,engines", "quantising graphs")
+    from masksam_deploy.bundle import Bundle
+    from masksam_deploy.cli.progress import progress_bar
+    from masksam_deploy.engines.calibration import calibration_windows
+    from masksam_deploy.engines.exclusions import Exclusions, default_path, write_exclusions
+    from masksam_deploy.engines.quantisation import Calibrator
+    from masksam_deploy.engines.scans import find_scans
+    from masksam_deploy.engines.sensitivity import measure_sensitivity
+
+    loaded = Bundle.load(bundle)
+    windows = calibration_windows(loaded, find_scans(calibration, loaded.channels))
+    with progress_bar("calibrating") as progress:
+        found = measure_sensitivity(
+            loaded,
+            windows,
+            calibrator=cast("Calibrator", calibrator),
+            allowed=max_loss,
+            threads=threads,
+            progress=progress,
+        )
+    target = output or default_path(loaded)
+    content = found.to_dict()
+    write_exclusions(
+        Exclusions(
+            bundle_sha256=loaded.sha256,
+            excluded={name: list(nodes) for name, nodes in found.excluded.items()},
+            ranking=content["ranking"],
+            settings={
+                "calibrator": calibrator,
+                "allowed_dice_loss": max_loss,
+                "dice_loss": found.dice_loss,
+                "dice_loss_of_all": found.dice_loss_of_all,
+                "calibration": windows.scans,
+                "calibration_sha256": windows.sha256,
+            },
+        ),
+        target,
+    )
+    if as_json:
+        click.echo(json.dumps({"exclusions": str(target), **content}, indent=2))
+        return
+    _tell(found, target)
+
+
+def _tell(found: Any, target: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    table = Table(title=f"most harmful of {len(found.ranking)} layers", title_justify="left", box=None, pad_edge=False)
+    for column, side in (("graph", "left"), ("layer", "left"), ("score error", "right"), ("Dice lost", "right")):
+        table.add_column(column, justify=side, no_wrap=True)  # type: ignore[arg-type]
+    for loss in found.ranking[:SHOWN]:
+        table.add_row(loss.graph, loss.node, f"{loss.score_error:.4f}", f"{loss.dice_loss:.4f}")
+    console.print(table)
+    left_out = sum(len(nodes) for nodes in found.excluded.values())
+    console.print(
+        f"all in int8: {found.dice_loss_of_all:.4f} of Dice lost on the judged windows; without the {left_out} left "
+        f"out: {found.dice_loss:.4f}"
+    )
+    console.print(f"wrote {target}, which build-engine --int8 uses")

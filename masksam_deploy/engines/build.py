@@ -1,0 +1,293 @@
+"""The whole walk from a bundle to an engine: calibrate, convert, judge, fall back, build, store."""
+
+from __future__ import annotations
+
+import platform
+import secrets
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import onnx
+
+from masksam_deploy import __version__
+from masksam_deploy.backends import GraphChain, open_stages
+from masksam_deploy.backends.onnxruntime import OnnxRuntimeSession, runtime_version
+from masksam_deploy.bundle import Bundle, reporting_writes
+from masksam_deploy.engines.builders import Builder, BuildOptions, BuiltEngine
+from masksam_deploy.engines.calibration import CalibrationWindows, calibration_windows
+from masksam_deploy.engines.gate import Case, Gate, Limits, Verdict, limits_of
+from masksam_deploy.engines.quantisation import Calibrator
+from masksam_deploy.engines.scans import ScanFiles
+from masksam_deploy.engines.spec import EngineSpec, Precision
+from masksam_deploy.engines.store import Engine, EngineRecord, store_engine
+from masksam_deploy.engines.typed_graphs import TypedGraphs
+from masksam_deploy.errors import GateError
+from masksam_deploy.manifest_rules import ENGINES_DIRECTORY
+
+Progress: TypeAlias = Callable[[str, int, int], None]
+
+FEWEST_WINDOWS: dict[Precision, int] = {"fp32": 0, "fp16": 1, "bf16": 0, "int8": 8}
+"""Of calibration, below which a precision's ranges mean nothing."""
+
+
+@dataclass(frozen=True)
+class BuildRequest:
+    """All that is chosen about one engine.
+
+    Attributes:
+        spec: target and precision of each graph.
+        options: for the builder.
+        calibration: scans on which ranges are measured; for anything but int8 the validation scans will do.
+        validation: scans that the gate judges by; None switches the gate off, which the engine's record says.
+        limits: what the gate allows; by default what the smallest precision is allowed.
+        calibrator: how int8 ranges are chosen.
+        excluded: graph -> nodes that stay out of int8.
+        strict: whether a graph that the gate refuses fails the build instead of falling back.
+        threads: for the network; by default all cores.
+        command: that makes the engine again, for its record.
+    """
+
+    spec: EngineSpec
+    options: BuildOptions = field(default_factory=BuildOptions)
+    calibration: Sequence[ScanFiles] = ()
+    validation: Sequence[Case] | None = ()
+    limits: Limits | None = None
+    calibrator: Calibrator = "percentile"
+    excluded: Mapping[str, list[str]] = field(default_factory=dict)
+    strict: bool = False
+    threads: int | None = None
+    command: str = ""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One set of precisions and what the gate said of it."""
+
+    precisions: Mapping[str, Precision]
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
+class BuildResult:
+    """A finished engine.
+
+    Attributes:
+        engine: in the store.
+        attempts: every judgement of all graphs together, the accepted one last; empty without a gate.
+        built: what the builder said of each graph.
+    """
+
+    engine: Engine
+    attempts: tuple[Attempt, ...]
+    built: Mapping[str, BuiltEngine]
+
+
+def build_engine(
+    bundle: Bundle, builder: Builder, request: BuildRequest, progress: Progress | None = None
+) -> BuildResult:
+    """Build an engine and put it into the bundle's store.
+
+    Args:
+        bundle: verified.
+        builder: of the spec's target.
+        request: what to build.
+        progress: told what is being done.
+
+    Raises:
+        GateError: too much Dice would be lost, and falling back was not allowed or left nothing to build.
+        EngineError: it cannot be built as asked.
+        ScanError: a calibration or validation scan is of no use.
+        OutputError: the store cannot be written.
+        BackendError, MissingDependencyError: the runtime is not available.
+    """
+    builder.check(request.options)
+    windows = _calibration(bundle, request)
+    store = bundle.path / ENGINES_DIRECTORY
+    staging = store / f".building-{secrets.token_hex(6)}"
+    with reporting_writes(store):
+        staging.mkdir(parents=True)
+    typed_folder = staging / "typed"
+    try:
+        typed_folder.mkdir()
+        with TypedGraphs(
+            bundle,
+            typed_folder,
+            windows,
+            calibrator=request.calibrator,
+            excluded=request.excluded,
+            rest=request.spec.rest,
+            threads=request.threads,
+            progress=progress,
+        ) as graphs:
+            attempts = _judged(bundle, graphs, request, progress)
+            precisions = attempts[-1].precisions if attempts else request.spec.precisions
+            typed = {name: graphs.get(name, precision) for name, precision in precisions.items()}
+        built = {
+            name: builder.build(
+                graph.path,
+                staging / f"{name}{builder.suffix}",
+                precisions[name],
+                request.options,
+                _named(progress, f"building {name}"),
+            )
+            for name, graph in typed.items()
+        }
+        shutil.rmtree(typed_folder)
+        record = EngineRecord(
+            bundle_sha256=bundle.sha256,
+            target=request.spec.target,
+            precisions=dict(precisions),
+            asked=dict(request.spec.precisions),
+            machine=builder.facts(request.options),
+            options=_options(request.options),
+            graphs={name: engine.file.name for name, engine in built.items()},
+            gate=_gate_report(request, attempts),
+            provenance={
+                "calibration": _calibration_report(windows, request),
+                "graphs": {name: graph.to_dict() for name, graph in typed.items()},
+                "built": {name: _built_report(engine) for name, engine in built.items()},
+                "created_utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+                "tools": {
+                    "masksam-deploy": __version__,
+                    "onnx": onnx.__version__,
+                    "onnxruntime": runtime_version(),
+                    "python": platform.python_version(),
+                },
+                "command": request.command,
+            },
+            files={},
+        )
+        return BuildResult(store_engine(staging, bundle, record), tuple(attempts), built)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def open_typed(
+    bundle: Bundle, files: Mapping[str, Path], precisions: Mapping[str, str], threads: int | None
+) -> GraphChain:
+    """Typed graphs in ONNX Runtime on the CPU."""
+    return open_stages(bundle, files, lambda graph, path: OnnxRuntimeSession(graph, path, threads=threads), precisions)
+
+
+def _calibration(bundle: Bundle, request: BuildRequest) -> CalibrationWindows | None:
+    """Windows to measure ranges on; None if no precision needs any, or there are no scans and int8 is not asked for."""
+    fewest = max(FEWEST_WINDOWS[precision] for precision in request.spec.precisions.values())
+    scans = list(request.calibration)
+    if not scans and "int8" not in request.spec.precisions.values():
+        scans = [case.scan for case in request.validation or ()]
+    if not fewest or not scans:
+        return None
+    return calibration_windows(bundle, scans, fewest=fewest)
+
+
+def _judged(bundle: Bundle, graphs: TypedGraphs, request: BuildRequest, progress: Progress | None) -> list[Attempt]:
+    """Judge; while it fails, let the graph that costs most fall back.
+
+    Raises:
+        GateError: nothing is left that passes, or falling back was not allowed.
+    """
+    if request.validation is None:
+        return []
+    gate = Gate(bundle, request.validation, threads=request.threads, progress=progress)
+    limits = request.limits or limits_of(request.spec.precisions)
+
+    def judge(precisions: Mapping[str, Precision]) -> Verdict:
+        files = {name: graphs.get(name, precision).path for name, precision in precisions.items()}
+        title = ", ".join(f"{name} {precision}" for name, precision in precisions.items())
+        return gate.judge(open_typed(bundle, files, precisions, request.threads), limits, title)
+
+    precisions = dict(request.spec.precisions)
+    attempts: list[Attempt] = []
+    while True:
+        attempts.append(Attempt(dict(precisions), judge(precisions)))
+        if attempts[-1].verdict.passed:
+            return attempts
+        if request.strict:
+            raise GateError(f"{told(attempts[-1])}; leave --strict out to let the graph at fault fall back")
+        lowered = [name for name, precision in precisions.items() if precision != "fp32"]
+        fault = lowered[0] if len(lowered) == 1 else max(lowered, key=lambda name: _alone(judge, precisions, name))
+        larger = request.spec.fallback(precisions[fault])
+        if larger is None or (request.spec.target == "onnxruntime" and lowered == [fault] and larger == "fp32"):
+            raise GateError(
+                f"{told(attempts[0])}, and no graph passes in less than float32; run the bundle as it is, or calibrate "
+                "on more scans"
+            )
+        precisions[fault] = larger
+
+
+def told(attempt: Attempt) -> str:
+    """What the gate found, in one line."""
+    verdict = attempt.verdict
+    name, loss = verdict.worst_class
+    case, _, worst = verdict.worst_case
+    precisions = ", ".join(f"{graph} {precision}" for graph, precision in attempt.precisions.items())
+    return (
+        f"with {precisions} a mean Dice of {verdict.mean_loss:.4f} is lost, {loss:.4f} for '{name}' and {worst:.4f} in "
+        f"'{case}', expected at most {verdict.limits.mean:g} and {verdict.limits.worst_class:g} for a class"
+    )
+
+
+def _alone(
+    judge: Callable[[Mapping[str, Precision]], Verdict], precisions: Mapping[str, Precision], graph: str
+) -> float:
+    """What one graph costs when the others are in float32."""
+    return judge({name: precision if name == graph else "fp32" for name, precision in precisions.items()}).mean_loss
+
+
+def _named(progress: Progress | None, what: str) -> Progress:
+    """A builder's progress under the graph's name."""
+
+    def tell(detail: str, done: int, total: int) -> None:
+        if progress:
+            progress(f"{what}: {detail}", done, total)
+
+    return tell
+
+
+def _gate_report(request: BuildRequest, attempts: Sequence[Attempt]) -> dict[str, Any]:
+    if request.validation is None:
+        return {"judged": False, "why": "switched off with --no-gate"}
+    return {
+        "judged": True,
+        "in": "ONNX Runtime on a CPU",
+        "attempts": [{"precisions": dict(attempt.precisions), **attempt.verdict.to_dict()} for attempt in attempts],
+    }
+
+
+def _calibration_report(windows: CalibrationWindows | None, request: BuildRequest) -> dict[str, Any]:
+    if windows is None:
+        return {"windows": 0}
+    return {
+        "windows": len(windows.windows),
+        "scans": windows.scans,
+        "sha256": windows.sha256,
+        "calibrator": request.calibrator,
+    }
+
+
+def _built_report(engine: BuiltEngine) -> dict[str, Any]:
+    return {
+        "seconds": round(engine.seconds, 2),
+        "bytes": engine.bytes,
+        "precision_in_graph": dict(engine.precision_in_graph),
+        "precision_found": dict(engine.precision_found) if engine.precision_found is not None else None,
+        "not_read_back": engine.not_read_back,
+        "notes": list(engine.notes),
+    }
+
+
+def _options(options: BuildOptions) -> dict[str, Any]:
+    """All that changes the engine; where a timing cache lies does not."""
+    return {
+        "batches": list(options.batches),
+        "workspace_bytes": options.workspace_bytes,
+        "hardware_compatible": options.hardware_compatible,
+        "version_compatible": options.version_compatible,
+        "strip_weights": options.strip_weights,
+        "optimization_level": options.optimization_level,
+        "gpus": list(options.gpus),
+    }

@@ -1,0 +1,212 @@
+"""INT8 with explicit quantisation: ONNX Runtime's tools do the arithmetic, this file chooses the nodes and the data."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import tempfile
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from math import prod
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import ModelProto, NodeProto
+
+from masksam_deploy.backends.onnxruntime import import_runtime
+from masksam_deploy.engines.graph_types import GraphIndex, save_model
+
+Calibrator: TypeAlias = Literal["percentile", "entropy"]
+Feeds: TypeAlias = Mapping[str, NDArray[np.float32]]
+Ranges: TypeAlias = Mapping[str, tuple[float, float]]
+
+PERCENTILE = 99.999
+ENTROPY_BINS = 512
+"""ONNX Runtime's default of 128 leaves the search no choice at 128 quantised bins."""
+GROUP_BYTES = 2**29
+"""Of activations that leave the runtime at a time while histograms are made."""
+SMALLEST_SUM = 32
+SMALLEST_OUTPUT = 16
+"""Products over fewer terms, or into fewer channels, cost less than quantising their inputs."""
+
+
+def quantisable(index: GraphIndex, protected: Collection[str]) -> list[str]:
+    """Names of the nodes for which int8 pays and is safe: Linears and dense convolutions off the protected paths."""
+    return [node.name for node in index.graph.node if node.name not in protected and _pays(index, node)]
+
+
+def activation_ranges(
+    model: ModelProto,
+    nodes: Collection[str],
+    windows: Callable[[], Iterable[Feeds]],
+    calibrator: Calibrator = "percentile",
+) -> dict[str, tuple[float, float]]:
+    """The range of every tensor that quantised nodes read or write, symmetric around 0.
+
+    Args:
+        model: in float32, nodes named.
+        nodes: to be quantised.
+        windows: gives the graph's inputs, window by window, as often as asked.
+        calibrator: percentile of the magnitude, or least entropy.
+
+    Returns:
+        Tensor name -> lowest and highest value.
+    """
+    index = GraphIndex(model)
+    tensors = _tensors_of(index, nodes)
+    ranges: dict[str, tuple[float, float]] = {}
+    with tempfile.TemporaryDirectory(prefix="masksam-int8-") as folder:
+        path = Path(folder) / "model.onnx"
+        save_model(model, path)
+        for group in _groups(model, tensors):
+            ranges.update(_measured(path, group, windows, calibrator))
+    return ranges
+
+
+def quantise(model: ModelProto, nodes: Collection[str], ranges: Ranges) -> ModelProto:
+    """The graph with quantise/dequantise pairs around the inputs of the given nodes, and after convolutions.
+
+    Weights are symmetric per output channel, activations symmetric per tensor; biases stay in float32.
+
+    Args:
+        model: in float32, nodes named; not modified.
+        nodes: from `quantisable`.
+        ranges: from `activation_ranges`.
+    """
+    quantization = _tools()
+    from onnxruntime.quantization.calibrate import TensorData, TensorsData
+    from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+
+    limits = {
+        name: TensorData(lowest=np.float32(low), highest=np.float32(high)) for name, (low, high) in ranges.items()
+    }
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    quantizer = QDQQuantizer(
+        copy,
+        per_channel=True,
+        reduce_range=False,
+        weight_qType=quantization.QuantType.QInt8,
+        activation_qType=quantization.QuantType.QInt8,
+        tensors_range=TensorsData(quantization.CalibrationMethod.MinMax, limits),
+        nodes_to_quantize=sorted(nodes),
+        nodes_to_exclude=[],
+        op_types_to_quantize=["MatMul", "Gemm", "Conv"],
+        extra_options={
+            "ActivationSymmetric": True,
+            "WeightSymmetric": True,
+            "QuantizeBias": False,  # TensorRT takes no int32 biases
+            # A Linear's result goes on in full precision; ONNX Runtime multiplies a convolution in int8 only
+            # between two quantised tensors.
+            "OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"],
+        },
+    )
+    with contextlib.redirect_stdout(io.StringIO()):
+        quantizer.quantize_model()
+        quantizer.model.topological_sort()
+    result: ModelProto = quantizer.model.model
+    return result
+
+
+def _pays(index: GraphIndex, node: NodeProto) -> bool:
+    if node.op_type not in ("MatMul", "Gemm", "Conv") or len(node.input) < 2 or node.input[1] not in index.weights:
+        return False
+    shape = list(index.weights[node.input[1]].dims)
+    if node.op_type == "Conv":
+        outputs, terms = shape[0], prod(shape[1:])
+    elif len(shape) == 2:
+        transposed = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
+        outputs, terms = shape if transposed else shape[::-1]
+    else:
+        return False  # a table of positions, one matrix per row
+    return bool(terms >= SMALLEST_SUM and outputs >= SMALLEST_OUTPUT)
+
+
+def _tensors_of(index: GraphIndex, nodes: Collection[str]) -> list[str]:
+    """Activations that get a scale, in the graph's order, each once."""
+    wanted: dict[str, None] = {}
+    for node in index.graph.node:
+        if node.name in nodes:
+            wanted[node.input[0]] = None
+            if node.op_type == "Conv":
+                wanted[node.output[0]] = None
+    return list(wanted)
+
+
+def _groups(model: ModelProto, tensors: list[str]) -> Iterator[set[str]]:
+    """Tensors that may leave the runtime together."""
+    shapes = {value.name: value for value in onnx.shape_inference.infer_shapes(model).graph.value_info}
+    group: set[str] = set()
+    held = 0
+    for name in tensors:
+        dims = shapes[name].type.tensor_type.shape.dim if name in shapes else []
+        size = 4 * prod(dim.dim_value or 1 for dim in dims)
+        if group and held + size > GROUP_BYTES:
+            yield group
+            group, held = set(), 0
+        group.add(name)
+        held += size
+    if group:
+        yield group
+
+
+def _measured(
+    path: Path, tensors: set[str], windows: Callable[[], Iterable[Feeds]], method: Calibrator
+) -> dict[str, tuple[float, float]]:
+    calibrator = _calibrator(path, tensors, method)
+    with contextlib.redirect_stdout(io.StringIO()):
+        for feeds in windows():  # one by one: what a call collects is in memory at once
+            calibrator.collect_data(_Reader(feeds))
+        data = calibrator.compute_data()
+    ranges = {}
+    for name in tensors:
+        low, high = data[name].range_value
+        reach = max(abs(float(low)), abs(float(high)))
+        ranges[name] = (-reach, reach)
+    return ranges
+
+
+def _calibrator(path: Path, tensors: set[str], method: Calibrator) -> Any:
+    """ONNX Runtime's calibrator, held to the tensors that are needed: it would keep every product of attention."""
+    _tools()
+    from onnxruntime.quantization.calibrate import EntropyCalibrater, PercentileCalibrater
+
+    base = PercentileCalibrater if method == "percentile" else EntropyCalibrater
+    options = {"percentile": PERCENTILE} if method == "percentile" else {"num_bins": ENTROPY_BINS}
+
+    class Chosen(base):  # type: ignore[misc,valid-type]
+        def select_tensors_to_calibrate(self, model: ModelProto) -> Any:
+            names, infos = super().select_tensors_to_calibrate(model)
+            return names & tensors, infos
+
+    large = path.with_name(f"{path.name}.data").exists()
+    made = Chosen(
+        path,
+        augmented_model_path=str(path.with_name("augmented.onnx")),
+        symmetric=True,
+        use_external_data_format=large,
+        **options,
+    )
+    made.augment_graph()
+    made.create_inference_session()
+    return made
+
+
+class _Reader:
+    """One window, in the form that the calibrator reads."""
+
+    def __init__(self, feeds: Feeds) -> None:
+        self._left: list[Feeds] = [feeds]
+
+    def get_next(self) -> Feeds | None:
+        return self._left.pop() if self._left else None
+
+
+def _tools() -> Any:
+    """ONNX Runtime's quantisation package, with the telemetry switched off first."""
+    import_runtime()
+    from onnxruntime import quantization
+
+    return quantization

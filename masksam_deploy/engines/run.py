@@ -1,0 +1,168 @@
+"""Choosing the engine that runs, and opening it: never a stale one, never another than is said."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from masksam_deploy.backends import Device, GraphChain, open_chain, open_stages
+from masksam_deploy.backends.onnxruntime import OnnxRuntimeSession
+from masksam_deploy.bundle import Bundle
+from masksam_deploy.engines.builders import BuildOptions, open_builder
+from masksam_deploy.engines.spec import PRECISIONS, Precision, Target, label
+from masksam_deploy.engines.store import Engine, broken_engines, engines_of
+from masksam_deploy.errors import EngineError, MaskSamError
+
+Backend: TypeAlias = Literal["auto", "onnxruntime", "tensorrt", "rtx"]
+
+_ORDER: dict[Target, int] = {"tensorrt": 0, "rtx": 1, "onnxruntime": 2}
+_SPEED: dict[str, int] = {"int8": 0, "mixed": 1, "fp16": 2, "bf16": 2, "fp32": 3}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What will run.
+
+    Attributes:
+        engine: from the store; None for the bundle's float32 graphs in ONNX Runtime.
+        stale: engines that were right for this machine once -> why they are not, and what to do.
+        foreign: engines for other machines -> why.
+    """
+
+    engine: Engine | None
+    stale: Mapping[str, str]
+    foreign: Mapping[str, str]
+
+
+def machine_for(target: Target, device: Device = "cpu") -> dict[str, str] | None:
+    """What this machine is to a target; None if the target cannot run here."""
+    try:
+        return open_builder(target, device=device).facts(BuildOptions())
+    except MaskSamError:
+        return None
+
+
+def choose_engine(
+    bundle: Bundle, backend: Backend = "auto", precision: Precision | None = None, device: Device = "cpu"
+) -> Choice:
+    """The best valid engine for this machine.
+
+    Args:
+        bundle: verified.
+        backend: a target, or `auto` for the best of all.
+        precision: as asked for when it was built; None for the best. In ONNX Runtime, fp32 are the bundle's own graphs.
+        device: for engines of ONNX Runtime.
+
+    Raises:
+        EngineError: a backend or precision was asked for and there is no valid engine of it; says why each is refused.
+    """
+    machines: dict[Target, dict[str, str] | None] = {}
+    stale = {folder.name: why for folder, why in broken_engines(bundle).items()}
+    foreign: dict[str, str] = {}
+    valid: list[Engine] = []
+    for engine in engines_of(bundle):
+        record = engine.record
+        if backend not in ("auto", record.target) or (precision and label(record.asked) != precision):
+            continue
+        if record.target not in machines:
+            machines[record.target] = machine_for(record.target, device)
+        problem = engine.problem(bundle, machines[record.target])
+        if problem is None:
+            valid.append(engine)
+        elif problem.stale:
+            stale[engine.folder.name] = f"{problem.reason}; build it again: {engine.rebuild}"
+        else:
+            foreign[engine.folder.name] = problem.reason
+    best = min(valid, key=_rank, default=None)
+    if best is not None:
+        best.check_files()
+        return Choice(best, stale, foreign)
+    if (backend in ("auto", "onnxruntime")) and precision in (None, "fp32"):
+        return Choice(None, stale, foreign)
+    wanted = " ".join(filter(None, (None if backend == "auto" else backend, precision)))
+    reasons = "".join(f"; {name}: {why}" for name, why in (stale | foreign).items())
+    flags = " ".join(filter(None, (f"--{precision or 'fp16'}", f"--target {backend}" if backend != "auto" else "")))
+    raise EngineError(
+        f"{bundle.path}: found no {wanted} engine that is valid here, expected one{reasons}; build one: masksam-deploy "
+        f"build-engine {bundle.path} {flags}"
+    )
+
+
+@dataclass(frozen=True)
+class EngineState:
+    """One folder of a bundle's store.
+
+    Attributes:
+        name: of the folder.
+        title: target and precision; empty if the record cannot be read.
+        judged: whether the Dice gate let it pass.
+        problem: why it must not be used here; None if it may.
+    """
+
+    name: str
+    title: str
+    judged: bool
+    problem: str | None
+
+
+def engine_states(bundle: Bundle, device: Device = "cpu") -> list[EngineState]:
+    """Every engine of a bundle and whether it is valid on this machine, its files hashed."""
+    states = [EngineState(folder.name, "", False, why) for folder, why in broken_engines(bundle).items()]
+    machines: dict[Target, dict[str, str] | None] = {}
+    for engine in engines_of(bundle):
+        target = engine.record.target
+        if target not in machines:
+            machines[target] = machine_for(target, device)
+        problem = engine.problem(bundle, machines[target])
+        reason = None if problem is None else problem.reason
+        if problem is None:
+            try:
+                engine.check_files()
+            except EngineError as error:
+                reason = str(error)
+        elif problem.stale:
+            reason = f"{reason}; build it again: {engine.rebuild}"
+        states.append(EngineState(engine.folder.name, engine.title, bool(engine.record.gate.get("judged")), reason))
+    return states
+
+
+def open_engine(bundle: Bundle, engine: Engine, *, device: Device = "cpu", threads: int | None = None) -> GraphChain:
+    """Load an engine whose files were checked.
+
+    Raises:
+        EngineError: its target cannot be run by this version.
+        BackendError: it does not load.
+    """
+    files = {name: engine.path(name) for name in engine.record.graphs}
+    if engine.record.target != "onnxruntime":
+        raise EngineError(f"{engine.folder}: engines of '{engine.record.target}' cannot be run by this version yet")
+    return open_stages(
+        bundle,
+        files,
+        lambda graph, path: OnnxRuntimeSession(graph, path, device=device, threads=threads),
+        engine.record.precisions,
+        engine.folder.name,
+    )
+
+
+def open_network(
+    bundle: Bundle,
+    backend: Backend = "auto",
+    precision: Precision | None = None,
+    *,
+    device: Device = "cpu",
+    threads: int | None = None,
+) -> tuple[GraphChain, Choice]:
+    """Choose and open what runs; see `choose_engine`."""
+    choice = choose_engine(bundle, backend, precision, device)
+    if choice.engine is None:
+        return open_chain(bundle, device=device, threads=threads), choice
+    return open_engine(bundle, choice.engine, device=device, threads=threads), choice
+
+
+def _rank(engine: Engine) -> tuple[int, int, str]:
+    record = engine.record
+    fastest = min(_SPEED[precision] for precision in record.precisions.values())
+    assert set(record.precisions.values()) <= set(PRECISIONS)  # the schema saw to it
+    return (_ORDER[record.target], fastest, engine.folder.name)

@@ -1,0 +1,92 @@
+"""Which scans a folder or a list of paths holds, and one hash per scan."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from masksam_deploy.bundle import file_digest
+from masksam_deploy.errors import ScanError
+from masksam_deploy.text import shown
+
+SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
+_CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>[0-9]{4})")
+
+
+@dataclass(frozen=True)
+class ScanFiles:
+    """One scan: a file (or a folder with a DICOM series) per input channel, in the model's order.
+
+    Attributes:
+        name: for people and reports.
+        paths: one per channel.
+    """
+
+    name: str
+    paths: tuple[Path, ...]
+
+
+def find_scans(paths: Sequence[Path], channels: int) -> list[ScanFiles]:
+    """The scans at some paths.
+
+    A path is a file, a folder with one DICOM series, or a folder of scans: files (nnU-Net's `CASE_0000.nii.gz` names
+    where the model has several channels) or folders with one DICOM series each.
+
+    Raises:
+        ScanError: nothing is there, or a case lacks a channel.
+    """
+    scans: list[ScanFiles] = []
+    for path in paths:
+        if not path.exists():
+            raise ScanError(f"{shown(path)}: found nothing there, expected a scan or a folder of scans; check the path")
+        scans.extend(_scans_at(path, channels))
+    if not scans:
+        raise ScanError(f"found no scan in {', '.join(shown(path) for path in paths)}, expected at least one")
+    return scans
+
+
+def digest(scan: ScanFiles) -> str:
+    """SHA-256 over the hashes of a scan's files, in order."""
+    total = hashlib.sha256()
+    for path in scan.paths:
+        files = sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
+        for file in files:
+            total.update(file_digest(file).sha256.encode())
+    return total.hexdigest()
+
+
+def _scans_at(path: Path, channels: int) -> list[ScanFiles]:
+    if path.is_file():
+        return _grouped([path], channels)
+    entries = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
+    files = [entry for entry in entries if entry.is_file() and entry.name.endswith(SUFFIXES)]
+    folders = [entry for entry in entries if entry.is_dir()]
+    if files:
+        return _grouped(files, channels)
+    if folders:
+        return _grouped(folders, channels)
+    return _grouped([path], channels)  # a DICOM series
+
+
+def _grouped(paths: list[Path], channels: int) -> list[ScanFiles]:
+    if channels == 1:
+        return [ScanFiles(path.name, (path,)) for path in paths]
+    cases: dict[str, dict[int, Path]] = defaultdict(dict)
+    for path in paths:
+        match = _CHANNEL.fullmatch(path.name.split(".")[0])
+        if match is None:
+            raise ScanError(
+                f"{shown(path)}: found a name without a channel, expected CASE_0000 to CASE_{channels - 1:04d} for the "
+                f"model's {channels} input channels"
+            )
+        cases[match["case"]][int(match["channel"])] = path
+    for case, found in cases.items():
+        if sorted(found) != list(range(channels)):
+            raise ScanError(
+                f"case {shown(case)}: found channels {sorted(found)}, expected 0 to {channels - 1}; add what is missing"
+            )
+    return [ScanFiles(case, tuple(found[c] for c in range(channels))) for case, found in cases.items()]

@@ -1,0 +1,73 @@
+"""Writing an image file through ITK and reading it back: ITK reports neither a full disk nor a geometry it loses."""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import SimpleITK
+
+from masksam_deploy.errors import OutputError, ScanError
+from masksam_deploy.io.grid import grid_difference
+from masksam_deploy.io.itk import open_itk_file, quiet_itk
+from masksam_deploy.text import itk_reason
+from masksam_deploy.volume import Array, Geometry
+
+
+def write_checked(array: Array, geometry: Geometry, path: Path, name: str) -> None:
+    """Write `[Z, Y, X]` and compare what is read back, bit by bit.
+
+    Args:
+        array: of a type that the format holds.
+        geometry: of the array.
+        path: where; only `.nii.gz` is compressed.
+        name: what messages call the file.
+
+    Raises:
+        OutputError: the disk is full, or the format cannot carry the geometry.
+    """
+    _write(array, geometry, path, name)
+    _check_written(array, geometry, path, name)
+
+
+def _write(array: Array, geometry: Geometry, path: Path, name: str) -> None:
+    try:
+        with quiet_itk():
+            image = SimpleITK.GetImageFromArray(array)
+            image.SetSpacing(geometry.spacing_xyz)
+            image.SetOrigin(geometry.origin_lps)
+            image.SetDirection(geometry.direction_lps)
+            SimpleITK.WriteImage(image, str(path), useCompression=False)
+    except RuntimeError as error:
+        message = f"{name}: ITK cannot write it ({itk_reason(error)}); check the disk or use .nrrd"
+        raise _failed(array, path, name, message) from error
+
+
+def _check_written(array: Array, geometry: Geometry, path: Path, name: str) -> None:
+    written = np.empty_like(array)
+    try:
+        channel = open_itk_file(path, "the written file")
+        difference = grid_difference(channel.geometry, geometry)
+        if difference:
+            raise OutputError(
+                f"{name}: the format cannot carry the geometry: {difference}; write .nrrd or .mha instead"
+            )
+        channel.read_into(written)
+    except (ScanError, TypeError) as error:
+        message = f"{name}: does not read back after writing ({error}); check the disk"
+        raise _failed(array, path, name, message) from error
+    if not np.array_equal(written, array):
+        raise _failed(array, path, name, f"{name}: holds other values than were written; check the disk")
+
+
+def _failed(array: Array, path: Path, name: str, message: str) -> OutputError:
+    """What to say about a file that did not become whole: `message`, unless the disk is full.
+
+    ITK loses the system's reason. The half file still takes its place now, so what is free tells.
+    """
+    with suppress(OSError):
+        if shutil.disk_usage(path.parent).free < array.nbytes:
+            return OutputError(f"{name}: cannot be written: the disk is full; free some space")
+    return OutputError(message)
