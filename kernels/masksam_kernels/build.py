@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
+from masksam_kernels.arguments import INPUTS, INTEGERS, OUTPUT
 from masksam_kernels.depth_adapter.blocks import Block, block_for, padded_channels
 from masksam_kernels.errors import KernelError
-from masksam_kernels.pack import ARGUMENTS, FLOATS, INTEGERS, OPERATION, POINTERS, PackedKernel, sha256
+from masksam_kernels.pack import OPERATION, PackedKernel, sha256
+from masksam_kernels.ptx import check_entry
 
 Dtype: TypeAlias = Literal["fp16", "bf16", "fp32"]
 DTYPES: tuple[Dtype, ...] = get_args(Dtype)
@@ -114,12 +116,13 @@ def compile_variant(variant: Variant) -> Compiled:
         "ACTIVATE": variant.activate,
     }
     signature = {
-        **dict.fromkeys(POINTERS, f"*{variant.dtype}"),
+        **dict.fromkeys(INPUTS, f"*{variant.dtype}"),
         **dict.fromkeys(INTEGERS, "i32"),
-        **dict.fromkeys(FLOATS, "fp32"),
+        OUTPUT: f"*{variant.dtype}",
         **dict.fromkeys(constants, "constexpr"),
     }
-    aligned = {(index,): [["tt.divisibility", POINTER_ALIGNMENT]] for index in range(len(POINTERS))}
+    pointers = [index for index, name in enumerate(signature) if signature[name].startswith("*")]
+    aligned = {(index,): [["tt.divisibility", POINTER_ALIGNMENT]] for index in pointers}
     source = ASTSource(fused.depth_adapter_middle, signature, constants, aligned)
     options = {"num_warps": variant.block.warps, "ptx_version": PTX_VERSIONS[variant.architecture]}
     with knobs.compilation.scope():
@@ -139,22 +142,6 @@ def compile_variant(variant: Variant) -> Compiled:
         resources=resources_of(built.asm["cubin"]),
         dynamic_shared_bytes=built.metadata.shared,
     )
-
-
-def check_entry(ptx: str, name: str) -> None:
-    """Refuses code whose entry takes other arguments than a launch passes, as another Triton might make it.
-
-    Raises:
-        KernelError: says what it takes.
-    """
-    types = {"pointer": ".u64", "int32": ".u32", "float32": ".f32"}
-    entry = ptx[ptx.index(".entry") :]
-    found = [line.split()[1] for line in entry[: entry.index(")")].splitlines() if ".param" in line]
-    expected = [types[kind] for _, kind in ARGUMENTS]
-    if found != expected:
-        raise KernelError(
-            f"{name} was compiled to take {found}, expected {expected}: use the Triton of constraints.txt"
-        )
 
 
 def packed(compiled: Compiled) -> tuple[PackedKernel, bytes, str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 from typing import Any
 
+from masksam_kernels.arguments import SCRATCH, float32_bits
 from masksam_kernels.errors import KernelError
 from masksam_kernels.pack import KernelPack
 
@@ -90,9 +91,9 @@ class LoadedMiddle:
             block=self.entry.threads,
             shmem_size=self.entry.shared_bytes,
         )
-        sizes = (ctypes.c_int32(size) for size in (frames, inner, height, width))
-        no_scratch = (0, 0)  # Triton's own two last arguments
-        launch(stream, config, self._kernel, *addresses, *sizes, ctypes.c_float(eps), *no_scratch)
+        integers = map(ctypes.c_int32, (frames, inner, height, width, float32_bits(eps)))
+        no_scratch = (0,) * len(SCRATCH)
+        launch(stream, config, self._kernel, *addresses[:-1], *integers, out, *no_scratch)
 
 
 def check_launch(
@@ -108,6 +109,15 @@ def check_launch(
         raise KernelError(f"device addresses must be multiples of 16 above 0, found {found}")
     if addresses[-1] in addresses[:-1]:
         raise KernelError("out is an input: the kernel reads neighbours that it would have overwritten")
+    check_sizes(rows, frames, inner, height, width, channels)
+
+
+def check_sizes(rows: int, frames: int, inner: int, height: int, width: int, channels: int) -> None:
+    """What the kernel takes for granted of a hidden tensor `[rows, height, width, channels]`.
+
+    Raises:
+        KernelError: rows do not divide into frames, or one row has too many elements.
+    """
     if min(rows, frames, inner, height, width) < 1 or rows % (frames * inner):
         raise KernelError(f"{rows} rows of {height}x{width} do not divide into {frames} frames of {inner} rows")
     if height * width * channels > INT32_MAX:

@@ -19,9 +19,10 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from masksam_kernels.arguments import ARGUMENTS
 from masksam_kernels.errors import KernelError
 
-SCHEMA = 1
+SCHEMA = 2
 INDEX = "pack.json"
 MAX_INDEX_BYTES = 4 * 2**20
 MAX_CODE_BYTES = 16 * 2**20
@@ -29,18 +30,6 @@ OPERATION = "depth_adapter_middle"
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 COMPILER = re.compile(r"[A-Za-z0-9_. +-]{1,128}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
-
-POINTERS = ("hidden", "bias", "taps", "taps_bias", "norm_weight", "norm_bias", "out")
-INTEGERS = ("frames", "inner", "height", "width")
-FLOATS = ("eps",)
-SCRATCH = ("global_scratch", "profile_scratch")  # Triton's own, always null here
-ARGUMENTS = (
-    *((name, "pointer") for name in POINTERS),
-    *((name, "int32") for name in INTEGERS),
-    *((name, "float32") for name in FLOATS),
-    *((name, "pointer") for name in SCRATCH),
-)
-"""What the kernel takes, in order. A pack says it too, and is refused if it says something else."""
 
 DTYPES = ("fp16", "bf16", "fp32")
 RANGES = {
@@ -139,6 +128,14 @@ class KernelPack:
             KernelError: the file changed since the pack was read.
         """
         return _checked(self.folder, kernel.cubin, kernel.cubin_sha256)
+
+    def ptx(self, kernel: PackedKernel) -> str:
+        """The same as PTX, checked once more against its hash.
+
+        Raises:
+            KernelError: the file changed since the pack was read.
+        """
+        return _checked(self.folder, kernel.ptx, kernel.ptx_sha256).decode()
 
 
 def check_target(folder: Path, *, force: bool) -> None:

@@ -25,6 +25,7 @@ class Middle:
     norm_bias: Tensor
     frames: int
     inner: int
+    eps: float
 
     def tensors(self) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor, Tensor]:
         return self.hidden, self.bias, self.taps, self.taps_bias, self.norm_weight, self.norm_bias
@@ -40,13 +41,13 @@ class Middle:
         assert norm_weight is not None
         assert norm_bias is not None
         return reference.depth_adapter_middle(
-            hidden, bias, taps, taps_bias, norm_weight, norm_bias, frames=self.frames, inner=self.inner
+            hidden, bias, taps, taps_bias, norm_weight, norm_bias, frames=self.frames, inner=self.inner, eps=self.eps
         )
 
     def fused(self) -> Tensor:
         """From the kernel, into a buffer full of NaN: what it does not write shows."""
         out = torch.full_like(self.hidden, float("nan"))
-        launch_middle(out, *self.tensors(), frames=self.frames, inner=self.inner)
+        launch_middle(out, *self.tensors(), frames=self.frames, inner=self.inner, eps=self.eps)
         return out
 
     def error(self) -> float:
@@ -68,6 +69,7 @@ def random_middle(
     channels: int = 20,
     dtype: torch.dtype = torch.float32,
     activate: bool = True,
+    eps: float = 1e-6,
     seed: int = 0,
     device: str = DEVICE,
 ) -> Middle:
@@ -86,4 +88,5 @@ def random_middle(
         norm_bias=normal(channels),
         frames=frames,
         inner=inner,
+        eps=eps,
     )

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,31 +12,12 @@ from typing import Any
 import pytest
 import torch
 
-from masksam_kernels.build import ARCHITECTURES, CHANNELS, PTX_VERSIONS, Variant, check_entry, compile_variant, variants
+from masksam_kernels.build import ARCHITECTURES, CHANNELS, PTX_VERSIONS, Variant, compile_variant, variants
 from masksam_kernels.errors import KernelError
-from masksam_kernels.pack import ARGUMENTS, INDEX, PackedKernel, read_pack, write_pack
+from masksam_kernels.pack import INDEX, PackedKernel, read_pack, write_pack
+from tests.kernels.command import masksam_kernels
 
 PACKAGE = Path(__file__).parents[2] / "kernels" / "masksam_kernels"
-NARROWEST_AND_WIDEST = ("64", "320")
-
-
-def masksam_kernels(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """The command line in a process where Triton compiles, anew, instead of interpreting."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "masksam_kernels", *map(str, arguments)]
-    with tempfile.TemporaryDirectory() as cache:
-        environment["TRITON_CACHE_DIR"] = cache
-        return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-
-
-@pytest.fixture(scope="module")
-def pack(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All architectures, the narrowest and the widest adapter."""
-    folder = tmp_path_factory.mktemp("pack") / "all.kernels"
-    widths = [argument for width in NARROWEST_AND_WIDEST for argument in ("--channels", width)]
-    done = masksam_kernels("build", "-o", folder, "--dtype", "fp16", *widths)
-    assert done.returncode == 0, done.stderr
-    return folder
 
 
 def test_every_architecture_is_built_for_a_driver_that_it_can_have(pack: Path) -> None:
@@ -71,16 +49,6 @@ def test_the_budget_covers_every_kernel_and_allows_no_spill() -> None:
     assert {spilled for _, _, spilled in budget.values()} == {0}
 
 
-def test_the_entry_point_takes_the_arguments_that_the_pack_lists(pack: Path) -> None:
-    types = {"pointer": ".u64", "int32": ".u32", "float32": ".f32"}
-    content = read_pack(pack)
-    for kernel in content.kernels:
-        text = (pack / kernel.ptx).read_text()
-        entry = text[text.index(".visible .entry") :]
-        parameters = [line.split()[1] for line in entry[: entry.index(")")].splitlines() if ".param" in line]
-        assert parameters == [types[kind] for _, kind in ARGUMENTS]
-
-
 def test_one_source_gives_one_pack_without_paths_of_this_machine(pack: Path, tmp_path: Path) -> None:
     done = masksam_kernels("build", "-o", tmp_path / "again", "--arch", "sm_87", "--channels", "64", "--dtype", "fp16")
     assert done.returncode == 0, done.stderr
@@ -97,7 +65,7 @@ def test_show_lists_a_pack_that_holds_its_hashes(pack: Path) -> None:
     assert f"{4 * len(ARCHITECTURES)} kernels" in done.stdout
     assert "hashes hold" in done.stdout
     assert "middle_sm87_c320_fp16" in done.stdout
-    assert json.loads(masksam_kernels("show", pack, "--json").stdout)["schema"] == 1
+    assert json.loads(masksam_kernels("show", pack, "--json").stdout)["schema"] == 2
 
 
 def test_a_device_finds_its_kernel_or_reads_how_to_build_it(pack: Path) -> None:
@@ -153,7 +121,7 @@ def pipe(pack: Path) -> None:
         (lambda pack: (pack / INDEX).write_text("[" * 100_000), "is not a kernel pack's index"),
         (lambda pack: (pack / INDEX).write_text("[]"), "is not a kernel pack's index"),
         (lambda pack: (pack / INDEX).write_bytes(b"\xff\xfe"), "is not a kernel pack's index"),
-        (edit(lambda index: index.update(schema=2)), "has schema 2, this version reads 1"),
+        (edit(lambda index: index.update(schema=1)), "has schema 1, this version reads 2"),
         (edit(lambda index: index.update(kernels=7)), "is not a kernel pack's index"),
         (edit(lambda index: index.update(compiler="\x1b[2J")), "compiler .* has characters"),
         (edit(lambda index: index["arguments"].reverse()), "take other arguments"),
@@ -235,11 +203,6 @@ def test_a_pack_that_cannot_be_finished_leaves_the_old_one(tmp_path: Path) -> No
         write_pack(target, breaks(), compiler="second", force=True)
     assert read_pack(target).compiler == "first"
     assert [path.name for path in tmp_path.iterdir()] == ["all.kernels"]
-
-
-def test_code_that_takes_other_arguments_is_not_packed() -> None:
-    with pytest.raises(KernelError, match="was compiled to take"):
-        check_entry(".visible .entry f(\n .param .u64 a,\n .param .u32 b\n)", "f")
 
 
 def test_the_budget_command_measures_and_refuses_what_has_none() -> None:

@@ -13,8 +13,8 @@ import torch
 from masksam_kernels.device import LoadedMiddle, check_launch
 from masksam_kernels.errors import KernelError
 from masksam_kernels.pack import read_pack
+from tests.kernels.command import masksam_kernels
 from tests.kernels.middles import random_middle
-from tests.kernels.test_build import masksam_kernels
 from tests.kernels.test_middle import TOLERANCE, arguments
 
 SHAPES = (

@@ -33,6 +33,7 @@ TOLERANCE = {torch.float32: 1e-6, torch.float16: 5e-4, torch.bfloat16: 4e-3}
     channels=st.integers(1, 70),
     dtype=st.sampled_from(list(TOLERANCE)),
     activate=st.booleans(),
+    eps=st.floats(1e-12, 4.0),
     seed=st.integers(0, 2**31),
 )
 def test_the_kernel_equals_the_reference_at_any_shape(
@@ -44,6 +45,7 @@ def test_the_kernel_equals_the_reference_at_any_shape(
     channels: int,
     dtype: torch.dtype,
     activate: bool,
+    eps: float,
     seed: int,
 ) -> None:
     case = random_middle(
@@ -55,6 +57,7 @@ def test_the_kernel_equals_the_reference_at_any_shape(
         channels=channels,
         dtype=dtype,
         activate=activate,
+        eps=eps,
         seed=seed,
     )
     expected = case.expected()
@@ -128,7 +131,7 @@ def test_the_reference_equals_the_network_s_adapter(queries: int | None) -> None
 
 
 def arguments(case: Middle) -> tuple[object, ...]:
-    return (*case.tensors(), case.frames, case.inner, 1e-6)
+    return (*case.tensors(), case.frames, case.inner, case.eps)
 
 
 def test_the_operator_passes_torch_s_own_checks() -> None:

@@ -26,7 +26,7 @@ def _normalised(sums, valid, scale, shift, eps, CHANNELS: tl.constexpr):
     return centred * tl.rsqrt(variance + eps)[:, None] * scale[None, :] + shift[None, :]
 
 
-@triton.jit(do_not_specialize=["frames", "inner", "height", "width"])
+@triton.jit(do_not_specialize=["frames", "inner", "height", "width", "eps_bits"])
 def depth_adapter_middle(
     hidden,
     bias,
@@ -34,18 +34,19 @@ def depth_adapter_middle(
     taps_bias,
     norm_weight,
     norm_bias,
-    out,
     frames,
     inner,
     height,
     width,
-    eps,
+    eps_bits,
+    out,
     CHANNELS: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr,
     BLOCK_PIXELS: tl.constexpr,
     ACTIVATE: tl.constexpr,
 ):
     """See `reference.depth_adapter_middle`; `ACTIVATE` adds `bias` and applies the first GELU."""
+    eps = eps_bits.to(tl.float32, bitcast=True)
     image = height * width
     blocks = tl.cdiv(image, BLOCK_PIXELS)
     group = tl.program_id(0) // blocks

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from triton.runtime.interpreter import InterpretedFunction
 
+from masksam_kernels.arguments import float32_bits
 from masksam_kernels.depth_adapter import fused
 from masksam_kernels.depth_adapter.blocks import block_for, padded_channels
 from masksam_kernels.errors import KernelError
@@ -60,12 +61,12 @@ def launch_middle(
             taps_bias,
             norm_weight,
             norm_bias,
-            out,
             frames,
             inner,
             height,
             width,
-            eps,
+            float32_bits(eps),
+            out,
             CHANNELS=channels,
             BLOCK_CHANNELS=padded_channels(channels),
             BLOCK_PIXELS=block.pixels,
