@@ -31,18 +31,23 @@ def creator(trt: ModuleType) -> Any:
     return plugin.creator_class(trt)(NO_KERNELS)
 
 
-def fields(trt: ModuleType, values: dict[str, int], epsilon: float | None = 1e-5) -> Any:
+def fields(trt: ModuleType, values: dict[str, int], epsilon: float | None = 1e-5) -> list[Any]:
+    """Alive as long as the list is: TensorRT's own collection does not own them."""
     listed = [
         trt.PluginField(name, np.array([value], np.int32), trt.PluginFieldType.INT32) for name, value in values.items()
     ]
     if epsilon is not None:
         listed.append(trt.PluginField("epsilon", np.array([epsilon], np.float32), trt.PluginFieldType.FLOAT32))
-    return trt.PluginFieldCollection(listed)
+    return listed
 
 
 def test_a_plugin_comes_back_from_what_an_engine_keeps_of_it(trt: ModuleType, creator: Any) -> None:
-    made = creator.create_plugin("adapter", fields(trt, ATTRIBUTES), trt.TensorRTPhase.BUILD)
-    again = creator.create_plugin("adapter", made.get_fields_to_serialize(), trt.TensorRTPhase.RUNTIME)
+    given = fields(trt, ATTRIBUTES)
+    made = creator.create_plugin("adapter", trt.PluginFieldCollection(given), trt.TensorRTPhase.BUILD)
+    kept = made.get_fields_to_serialize()
+    overwritten = [np.array([-1], np.int32) for _ in range(100)]  # memory that the fields must not point into
+    again = creator.create_plugin("adapter", kept, trt.TensorRTPhase.RUNTIME)
+    assert len(overwritten) == 100
     for found in (again, made.clone()):
         assert found.sizes == ATTRIBUTES
         assert found.epsilon == pytest.approx(1e-5)
@@ -56,7 +61,8 @@ def test_a_plugin_comes_back_from_what_an_engine_keeps_of_it(trt: ModuleType, cr
 def test_a_node_without_its_attributes_is_named(trt: ModuleType, creator: Any) -> None:
     with pytest.raises(KernelError, match="lacks the attributes inner, epsilon"):
         values = {name: value for name, value in ATTRIBUTES.items() if name != "inner"}
-        creator.create_plugin("adapter", fields(trt, values, epsilon=None), trt.TensorRTPhase.BUILD)
+        given = fields(trt, values, epsilon=None)
+        creator.create_plugin("adapter", trt.PluginFieldCollection(given), trt.TensorRTPhase.BUILD)
 
 
 def test_tensorrt_for_rtx_is_told_to_take_the_body(trt: ModuleType) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from types import ModuleType
 from typing import Any
 
+from masksam_kernels.arguments import INPUTS
 from masksam_kernels.device import LoadedMiddle
 from masksam_kernels.errors import KernelError
 from masksam_kernels.pack import KernelPack
@@ -17,7 +18,6 @@ from masksam_kernels.pack import KernelPack
 NAME = "DepthConvAdapter3d"
 NAMESPACE = "masksam"
 VERSION = "1"
-INPUTS = ("hidden", "bias", "taps", "taps_bias", "norm_weight", "norm_bias")
 INTEGERS = ("frames", "inner", "height", "width", "channels")
 
 
@@ -57,9 +57,9 @@ def creator_class(trt: ModuleType) -> Any:
             self.plugin_namespace = NAMESPACE
             self.plugin_version = VERSION
             self.pack = pack
-            fields = [trt.PluginField(name, b"", trt.PluginFieldType.INT32) for name in INTEGERS]
-            fields.append(trt.PluginField("epsilon", b"", trt.PluginFieldType.FLOAT32))
-            self.field_names = trt.PluginFieldCollection(fields)
+            self.fields = [trt.PluginField(name, b"", trt.PluginFieldType.INT32) for name in INTEGERS]
+            self.fields.append(trt.PluginField("epsilon", b"", trt.PluginFieldType.FLOAT32))
+            self.field_names = trt.PluginFieldCollection(self.fields)  # points into the fields, owns none
 
         def create_plugin(self, name: str, fields: Any, phase: Any) -> Any:
             """One plugin per node."""
@@ -94,6 +94,11 @@ def _plugin_class(trt: ModuleType) -> Any:
             self.creator = creator
             self.sizes = sizes
             self.epsilon = epsilon
+            self.fields = [
+                trt.PluginField(name, np.array([size], np.int32), trt.PluginFieldType.INT32)
+                for name, size in sizes.items()
+            ]
+            self.fields.append(trt.PluginField("epsilon", np.array([epsilon], np.float32), trt.PluginFieldType.FLOAT32))
             self.loaded: dict[str, LoadedMiddle] = {}
 
         def get_capability_interface(self, kind: Any) -> Any:
@@ -107,12 +112,7 @@ def _plugin_class(trt: ModuleType) -> Any:
 
         def get_fields_to_serialize(self) -> Any:
             """What an engine keeps of the plugin."""
-            fields = [
-                trt.PluginField(name, np.array([size], np.int32), trt.PluginFieldType.INT32)
-                for name, size in self.sizes.items()
-            ]
-            fields.append(trt.PluginField("epsilon", np.array([self.epsilon], np.float32), trt.PluginFieldType.FLOAT32))
-            return trt.PluginFieldCollection(fields)
+            return trt.PluginFieldCollection(self.fields)  # which points into them: the plugin keeps them alive
 
         def get_output_data_types(self, input_types: list[Any]) -> list[Any]:
             """As hidden."""
