@@ -23,6 +23,7 @@ from masksam_deploy.manifest import FileDigest, Manifest
 from masksam_deploy.manifest_rules import (
     ENGINES_DIRECTORY,
     IMAGE_PORT,
+    KERNELS_DIRECTORY,
     MANIFEST_LIMIT,
     MANIFEST_NAME,
     check_manifest,
@@ -92,6 +93,12 @@ class Bundle:
             f"{self.path}: found graphs {shown([graph.name for graph in self.manifest.graphs])}, expected "
             f"one named {shown(name)}; export the bundle again"
         )
+
+    @property
+    def kernels(self) -> Path | None:
+        """Where the pack of GPU kernels lies, if the bundle carries one."""
+        listed = any(name.startswith(f"{KERNELS_DIRECTORY}/") for name in self.manifest.files)
+        return self.path / KERNELS_DIRECTORY if listed else None
 
     @property
     def patch_size(self) -> tuple[int, int, int]:

@@ -24,6 +24,9 @@ MANIFEST_LIMIT = 16 * 2**20
 ENGINES_DIRECTORY = "engines"
 """Belongs to the machine, not to the bundle: never listed, never packed, never checked."""
 
+KERNELS_DIRECTORY = "kernels"
+"""A pack of GPU kernels, where the bundle carries one: files like all others, read by `masksam_kernels.pack`."""
+
 IMAGE_PORT = "image"
 SCORES_PORT = "semseg"
 _DTYPES = frozenset(["bool", "uint8", "int8", "int32", "int64", "float16", "bfloat16", "float32", "float64"])

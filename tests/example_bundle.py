@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,10 +71,10 @@ def manifest_content() -> dict[str, Any]:
     }
 
 
-def make_bundle(target: Path) -> Bundle:
-    """Write the example bundle to `target`."""
+def make_bundle(target: Path, more: Mapping[str, bytes] | None = None) -> Bundle:
+    """Write the example bundle to `target`, with more files if given."""
     with staging_directory(target) as staging:
-        for name, data in GRAPH_BYTES.items():
+        for name, data in {**GRAPH_BYTES, **(more or {})}.items():
             (staging / name).parent.mkdir(exist_ok=True)
             (staging / name).write_bytes(data)
         manifest = Manifest.model_validate_json(json.dumps(manifest_content() | {"files": {}}), strict=True)

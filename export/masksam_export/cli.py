@@ -35,6 +35,11 @@ if TYPE_CHECKING:
     "and geometry are kept, nothing else of the patient.",
 )
 @click.option("--references", type=click.Path(path_type=Path), help="Label map of the validation scan, or folder.")
+@click.option(
+    "--kernels",
+    type=click.Path(path_type=Path),
+    help="Kernel pack for the bundle to carry, from masksam-kernels build; with --adapters node.",
+)
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
 @click.option("--json", "as_json", is_flag=True, help="Print a summary for machines instead of people.")
 def export(
@@ -47,6 +52,7 @@ def export(
     adapters: str,
     validation: tuple[Path, ...],
     references: Path | None,
+    kernels: Path | None,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -72,6 +78,7 @@ def export(
         adapters=cast("Adapters", adapters),
         validation=validation,
         references=references,
+        kernels=kernels,
         force=force,
         as_json=as_json,
     )

@@ -30,6 +30,8 @@ from masksam_deploy.bundle import Bundle, check_target, staging_directory, write
 from masksam_deploy.engines.gate import Case
 from masksam_deploy.errors import ExportError
 from masksam_deploy.manifest import Graph, Manifest, Port, Provenance
+from masksam_deploy.manifest_rules import KERNELS_DIRECTORY
+from masksam_export.bundled_kernels import copy_pack, fitting_pack
 from masksam_export.checkpoint import TrainedMaskSAM, release
 from masksam_export.graphs import GraphPart, graph_parts
 from masksam_export.model import MaskSAM
@@ -75,6 +77,7 @@ def export_bundle(
     consume: bool = False,
     adapters: Adapters = DEFAULT_FORMULATION,
     validation: Sequence[Case] = (),
+    kernels: Path | None = None,
     progress: Progress = lambda _: None,
 ) -> Bundle:
     """Export a trained network as a bundle directory, verified against the network.
@@ -87,17 +90,19 @@ def export_bundle(
         adapters: how the depth-convolution adapters appear: in standard operators, in one of three formulations, or as
             one node each with a body; see `passes.adapter_nodes`.
         validation: small scans that travel with the bundle, to judge engines by.
+        kernels: a kernel pack for the bundle to carry, for engines that run the adapters' nodes as kernels.
         progress: called with a line of text at each step.
 
     Raises:
         ParityError: the graphs disagree with the network; nothing is written.
-        ExportError: tracing produced a graph that is invalid or not what was asked for.
+        ExportError: tracing produced a graph that is invalid or not what was asked for, or the kernels do not fit.
         OutputError: the target exists or cannot be written.
     """
     directory = Path(target)
     check_target(directory, force=force)
     runtime = runtime_version()  # needed to verify: better missing now than after the work
     config, references = trained.config, {}
+    pack = None if kernels is None else fitting_pack(kernels, config, adapters)
     with staging_directory(directory) as staging:
         cases = add_validation(staging, list(validation), trained.labels, config.in_channels)
         for name, image in example_inputs(config).items():
@@ -108,6 +113,8 @@ def export_bundle(
         if consume:  # a ViT-H in torch beside the same in ONNX Runtime would take another 3 GB
             release(trained.model)
         figures = verify_chain(staging, graphs, references, batched=batched, progress=progress)
+        if pack is not None:
+            copy_pack(pack, staging / KERNELS_DIRECTORY)
         progress("hashing and writing the bundle")
         manifest = Manifest(
             name=_printable(directory.name.removesuffix(".masksam")),

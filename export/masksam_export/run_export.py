@@ -30,6 +30,7 @@ def run_export(
     adapters: Adapters,
     validation: Sequence[Path],
     references: Path | None,
+    kernels: Path | None,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -62,6 +63,7 @@ def run_export(
             force=force,
             consume=True,
             adapters=adapters,
+            kernels=kernels,
             validation=with_references(scans, references),
             progress=step,
         )

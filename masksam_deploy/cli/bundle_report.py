@@ -126,6 +126,7 @@ def _inference(bundle: Bundle) -> dict[str, JsonValue]:
         "channels, classes": _listed((bundle.channels, bundle.classes)),
         "decision": _DECISIONS[bundle.manifest.labels.decision],
         "mirror axes": _listed(bundle.manifest.mirror_axes) or "none",
+        "GPU kernels": "none" if bundle.kernels is None else f"a pack in {bundle.kernels.name}/",
     }
 
 

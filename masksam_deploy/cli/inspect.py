@@ -40,6 +40,7 @@ def summary(bundle: Bundle, *, verified: bool) -> dict[str, Any]:
         "patch_size": list(bundle.patch_size),
         "channels": bundle.channels,
         "classes": bundle.classes,
+        "kernels": None if bundle.kernels is None else str(bundle.kernels),
         "graph_bytes": {graph.name: sizes[graph.file] for graph in bundle.manifest.graphs},
     }
 

@@ -82,8 +82,25 @@ def test_inspect_json_is_the_manifest_and_a_summary_and_nothing_else(heart: Bund
         "patch_size": [4, 16, 32],
         "channels": 2,
         "classes": 3,
+        "kernels": None,
         "graph_bytes": {"image_encoder": 180, "prompt_generator": 49, "mask_decoder": 0},
     }
+
+
+def test_inspect_names_the_kernel_pack_that_a_bundle_carries(tmp_path: Path) -> None:
+    plain = make_bundle(tmp_path / "plain.masksam")
+    assert "none" in line_of("GPU kernels", call("inspect", plain.path).stdout)
+    carrying = make_bundle(tmp_path / "carrying.masksam", {"kernels/pack.json": b"{}", "kernels/k.cubin": b"code"})
+    shown = call("inspect", carrying.path).stdout
+    assert "a pack in kernels/" in line_of("GPU kernels", shown)
+    assert "kernels/k.cubin" in shown
+    summary = json.loads(call("inspect", carrying.path, "--json").stdout)["summary"]
+    assert summary["kernels"] == str(carrying.path / "kernels")
+
+
+def line_of(title: str, text: str) -> str:
+    (line,) = (line for line in text.splitlines() if title in line)
+    return line
 
 
 def test_inspect_verifies_unless_told_not_to_and_then_says_so(heart: Bundle) -> None:

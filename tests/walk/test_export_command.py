@@ -14,7 +14,9 @@ from pathlib import Path
 import onnx
 
 from masksam_deploy.bundle import Bundle
+from masksam_kernels.pack import read_pack
 from tests.conftest import INTERRUPTIBLE
+from tests.example_kernels import make_pack
 
 COMMAND = [sys.executable, "-m", "masksam_deploy", "export"]
 
@@ -27,7 +29,8 @@ def run(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 def test_export_names_the_bundle_after_the_checkpoint_and_reports_as_json(cardiac_case: Path, tmp_path: Path) -> None:
     shutil.copy(cardiac_case / "checkpoint_final.pth", tmp_path / "lv.pth")
-    result = run("lv.pth", "--json", "--adapters", "node", cwd=tmp_path)
+    make_pack(tmp_path / "lv.kernels", {8, 16})
+    result = run("lv.pth", "--json", "--adapters", "node", "--kernels", "lv.kernels", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     summary = json.loads(result.stdout)
     assert summary["provenance"]["source_name"] == "lv.pth"
@@ -35,6 +38,8 @@ def test_export_names_the_bundle_after_the_checkpoint_and_reports_as_json(cardia
     bundle = Bundle.load(tmp_path / "lv.masksam")
     assert bundle.sha256 == summary["manifest_sha256"]
     assert bundle.patch_size == (4, 128, 128)
+    assert bundle.kernels is not None
+    assert {kernel.channels for kernel in read_pack(bundle.kernels).kernels} == {8, 16}
     decoder = onnx.load(tmp_path / "lv.masksam" / "decoder.onnx")
     assert "DepthConvAdapter3d" in {node.op_type for node in decoder.graph.node}
 
@@ -44,6 +49,7 @@ def test_what_cannot_be_exported_is_one_line(tmp_path: Path, cardiac_bundle: Pat
     calls: list[tuple[list[object], str]] = [
         (["missing.pth"], "not a file"),
         ([checkpoint, "-o", cardiac_bundle], "--force"),
+        ([checkpoint, "--adapters", "node", "--kernels", "missing.kernels"], "is no kernel pack"),
         ([checkpoint, "-o", "no/such/folder/x.masksam"], "folder"),
         ([cardiac_bundle / "manifest.json"], "cannot be read"),
     ]

@@ -3,7 +3,7 @@
 One program owns a run of pixels, all channels, and walks along the depth. Each frame is read at its nine in-plane
 shifts and added to three running sums: the outputs of the frame before, of this one and of the one after. So an element
 comes from memory once (the shifts hit the cache), no transposed copy exists, and nothing but the result is written. All
-arithmetic and the norm's statistics are float32.
+arithmetic and the norm's statistics are float32. Offsets are 32 bits wide within a row and 64 between rows.
 """
 
 from __future__ import annotations
