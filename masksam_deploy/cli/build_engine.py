@@ -11,6 +11,7 @@ from masksam_deploy.cli.values import FILE, share
 if TYPE_CHECKING:
     from masksam_deploy.engines.spec import Precision
 
+TYPED = "masksam_deploy.typed"
 PRECISION = click.Choice(["fp32", "fp16", "bf16", "int8"])
 
 
@@ -47,7 +48,15 @@ def _overrides(_: click.Context, __: click.Parameter, texts: tuple[str, ...]) ->
     return chosen
 
 
-@click.command("build-engine", short_help="Build a faster engine, judged by Dice.")
+class _Recorded(click.Command):
+    """Keeps what was typed: an engine's record says how to make it again."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta[TYPED] = list(args)
+        return super().parse_args(ctx, args)
+
+
+@click.command("build-engine", cls=_Recorded, short_help="Build a faster engine, judged by Dice.")
 @click.argument("bundle", type=FILE)
 @click.option("--fp16", "precision", flag_value="fp16", help="Weights and most activations in float16.")
 @click.option("--bf16", "precision", flag_value="bf16", help="The same in bfloat16, where the target has it.")

@@ -15,9 +15,13 @@ from masksam_deploy.cli.values import FILE, share, size_in_bytes
 if TYPE_CHECKING:
     from masksam_deploy.backends.base import Device
     from masksam_deploy.comparison import Comparison
+    from masksam_deploy.engines.run import Backend
+    from masksam_deploy.engines.spec import Precision
     from masksam_deploy.sliding_window import Accumulator
 
 _DEVICE = click.Choice(["cpu", "cuda"])
+_BACKEND = click.Choice(["onnxruntime", "tensorrt", "rtx"])
+_PRECISION = click.Choice(["fp32", "fp16", "bf16", "int8"])
 _ACCUMULATOR = click.Choice(["float32", "float16"])
 
 
@@ -27,6 +31,10 @@ _ACCUMULATOR = click.Choice(["float32", "float16"])
 @click.argument("scans", metavar="SCAN...", nargs=-1, required=True, type=FILE)
 @click.option("--device-a", type=_DEVICE, default="cpu", show_default=True, help="What A runs on.")
 @click.option("--device-b", type=_DEVICE, default="cpu", show_default=True, help="What B runs on.")
+@click.option("--backend-a", type=_BACKEND, default="onnxruntime", show_default=True, help="Runtime of A.")
+@click.option("--backend-b", type=_BACKEND, default="onnxruntime", show_default=True, help="Runtime of B.")
+@click.option("--precision-a", type=_PRECISION, default="fp32", show_default=True, help="Of A; else an engine of it.")
+@click.option("--precision-b", type=_PRECISION, default="fp32", show_default=True, help="Of B; else an engine of it.")
 @click.option("--accumulator-a", type=_ACCUMULATOR, default="float32", show_default=True, help="How A sums windows.")
 @click.option("--accumulator-b", type=_ACCUMULATOR, default="float32", show_default=True, help="How B sums windows.")
 @click.option("--tta/--no-tta", default=True, help="Average over mirrored windows where a bundle allows it [on].")
@@ -44,6 +52,10 @@ def compare(
     scans: tuple[Path, ...],
     device_a: Device,
     device_b: Device,
+    backend_a: Backend,
+    backend_b: Backend,
+    precision_a: Precision,
+    precision_b: Precision,
     accumulator_a: Accumulator,
     accumulator_b: Accumulator,
     tta: bool,
@@ -71,8 +83,8 @@ def compare(
     second = first if b == a else Bundle.load(b)
     with progress_bar("loading") as progress:
         comparison = run(
-            Side(first, device=device_a, accumulator=accumulator_a, tta=tta),
-            Side(second, device=device_b, accumulator=accumulator_b, tta=tta),
+            Side(first, device_a, backend_a, precision_a, accumulator_a, tta),
+            Side(second, device_b, backend_b, precision_b, accumulator_b, tta),
             scans,
             threads=threads,
             max_ram=max_ram,

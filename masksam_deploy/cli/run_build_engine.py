@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
@@ -15,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from masksam_deploy.bundle import Bundle
+from masksam_deploy.cli.build_engine import TYPED
 from masksam_deploy.cli.progress import progress_bar
 from masksam_deploy.errors import EngineError, MissingDependencyError
 from masksam_deploy.text import one_line, shown
@@ -115,9 +115,7 @@ def _command() -> str:
     """What was typed, to be typed again."""
     from masksam_deploy.engines.store import command_line
 
-    context = click.get_current_context(silent=True)
-    typed = context.find_root().meta.get("masksam_deploy.arguments") if context else None
-    return command_line(list(typed) if typed else sys.argv[1:])
+    return command_line(["build-engine", *click.get_current_context().meta[TYPED]])
 
 
 def _tell(result: Any, seconds: float) -> None:

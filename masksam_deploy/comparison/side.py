@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from masksam_deploy.backends import Device
 from masksam_deploy.bundle import Bundle
+from masksam_deploy.engines.run import Backend, open_network
+from masksam_deploy.engines.spec import Precision
 from masksam_deploy.errors import BundleError
 from masksam_deploy.report import label_names
 from masksam_deploy.segmenter import Segmenter
@@ -19,6 +21,8 @@ class Side:
 
     bundle: Bundle
     device: Device = "cpu"
+    backend: Backend = "onnxruntime"
+    precision: Precision | None = "fp32"
     accumulator: Accumulator = "float32"
     tta: bool = True
 
@@ -27,13 +31,15 @@ class Side:
 
         Raises:
             BundleError, BackendError, MissingDependencyError: as `Segmenter`.
+            EngineError: there is no valid engine of this backend and precision.
         """
+        network, _ = open_network(self.bundle, self.backend, self.precision, device=self.device, threads=threads)
         return Segmenter(
             self.bundle,
             device=self.device,
+            network=network,
             tta=self.tta,
             accumulator=self.accumulator,
-            threads=threads,
             max_ram=max_ram,
         )
 
@@ -47,7 +53,8 @@ class Side:
         """For people: the bundle and how it runs."""
         mirrored = "mirrored" if self.tta and self.bundle.manifest.mirror_axes else "not mirrored"
         name = one_line(self.bundle.manifest.name)
-        return f"{name} ({shown(self.bundle.path)}) on {self.device}, {self.accumulator} accumulator, {mirrored}"
+        runs = f"{self.backend} {self.precision or 'best precision'} on {self.device}"
+        return f"{name} ({shown(self.bundle.path)}), {runs}, {self.accumulator} accumulator, {mirrored}"
 
 
 def check_comparable(a: Side, b: Side) -> None:

@@ -120,6 +120,7 @@ def build_engine(
             calibrator=request.calibrator,
             excluded=request.excluded,
             rest=request.spec.rest,
+            simulated=request.spec.on_gpu,
             threads=request.threads,
             progress=progress,
         ) as graphs:
@@ -196,7 +197,7 @@ def _judged(bundle: Bundle, graphs: TypedGraphs, request: BuildRequest, progress
     limits = request.limits or limits_of(request.spec.precisions)
 
     def judge(precisions: Mapping[str, Precision]) -> Verdict:
-        files = {name: graphs.get(name, precision).path for name, precision in precisions.items()}
+        files = {name: graphs.get(name, precision).judged for name, precision in precisions.items()}
         title = ", ".join(f"{name} {precision}" for name, precision in precisions.items())
         return gate.judge(open_typed(bundle, files, precisions, request.threads), limits, title)
 
@@ -253,7 +254,7 @@ def _gate_report(request: BuildRequest, attempts: Sequence[Attempt]) -> dict[str
         return {"judged": False, "why": "switched off with --no-gate"}
     return {
         "judged": True,
-        "in": "ONNX Runtime on a CPU",
+        "in": "ONNX Runtime on a CPU" + (", half precision rounded as stored" if request.spec.on_gpu else ""),
         "attempts": [{"precisions": dict(attempt.precisions), **attempt.verdict.to_dict()} for attempt in attempts],
     }
 

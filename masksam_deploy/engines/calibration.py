@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from masksam_deploy.backends.onnxruntime import OnnxRuntimeSession
-from masksam_deploy.bundle import Bundle
+from masksam_deploy.bundle import Bundle, reporting_writes
 from masksam_deploy.engines.scans import ScanFiles, digest
 from masksam_deploy.errors import ScanError
 from masksam_deploy.io import read_volume
@@ -147,8 +147,9 @@ class GraphFeeds:
             self._keep(number, {"image": window})
 
     def _keep(self, window: int, tensors: dict[str, Window]) -> None:
-        for name, tensor in tensors.items():
-            np.save(self._path(window, name), tensor, allow_pickle=False)
+        with reporting_writes(Path(self._folder.name)):
+            for name, tensor in tensors.items():
+                np.save(self._path(window, name), tensor, allow_pickle=False)
 
     def _path(self, window: int, name: str) -> Path:
         return Path(self._folder.name) / f"{window}-{name}.npy"

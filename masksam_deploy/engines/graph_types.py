@@ -10,6 +10,7 @@ import onnx
 import onnx.inliner
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
+from masksam_deploy.bundle import reporting_writes
 from masksam_deploy.errors import EngineError
 
 EMBED_LIMIT = 2**30
@@ -96,16 +97,21 @@ def load_model(path: Path) -> ModelProto:
 
 
 def save_model(model: ModelProto, path: Path) -> None:
-    """Writes a graph; large weights go to `NAME.data` beside it."""
+    """Writes a graph; large weights go to `NAME.data` beside it.
+
+    Raises:
+        OutputError: the disk refuses.
+    """
     size = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
     large = size > EMBED_LIMIT
-    onnx.save(
-        model,
-        str(path),
-        save_as_external_data=large,
-        location=f"{path.name}.data" if large else None,
-        size_threshold=1024,
-    )
+    with reporting_writes(path):
+        onnx.save(
+            model,
+            str(path),
+            save_as_external_data=large,
+            location=f"{path.name}.data" if large else None,
+            size_threshold=1024,
+        )
 
 
 def name_nodes(graph: GraphProto) -> None:

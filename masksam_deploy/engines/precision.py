@@ -6,10 +6,11 @@ TensorRT 10.3 to 11, TensorRT for RTX and ONNX Runtime all take the precision fr
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto
 
 from masksam_deploy.engines.graph_types import MOVEMENT, GraphIndex
@@ -17,6 +18,7 @@ from masksam_deploy.engines.graph_types import MOVEMENT, GraphIndex
 Half: TypeAlias = Literal["fp16", "bf16"]
 
 _ELEMENT: dict[Half, int] = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
+_BF16_OPSET = 22
 _FLOAT32_INPUTS = {"Resize": (1, 2)}
 """Inputs that ONNX fixes to float32."""
 
@@ -66,6 +68,17 @@ def _lowered_nodes(index: GraphIndex, protected: Collection[str]) -> set[str]:
     return lowered
 
 
+def simulate_precision(model: ModelProto, half: Half, protected: Collection[str]) -> ModelProto:
+    """The graph of `lower_precision` in float32, with every value rounded as it would be stored.
+
+    ONNX Runtime on a CPU computes a half-precision graph in float32 from one operator to the next: nothing overflows,
+    and bfloat16 does not run at all. Here every tensor that the typed graph holds in `half` really passes through it,
+    so that what a GPU would lose shows. Sums are float32 on the way, as in tensor cores.
+    """
+    index = GraphIndex(model)
+    return _Simulator(model, index, _ELEMENT[half], _lowered_nodes(index, protected)).result()
+
+
 class _Rewriter:
     """Builds the new node list in order, with casts where the type changes, each once."""
 
@@ -74,7 +87,7 @@ class _Rewriter:
         self.index = index
         self.element = element
         self.lowered = lowered
-        self.halves = {  # tensors that are now in half precision under their old name
+        self.halves = {  # tensors that are now in half precision
             name for node in model.graph.node if node.name in lowered for name in node.output if index.is_float(name)
         }
         self.outputs = {value.name for value in model.graph.output}
@@ -86,69 +99,91 @@ class _Rewriter:
         """The new model."""
         graph = self.model.graph
         for node in graph.node:
-            self._add(node)
-        for name in sorted(self.outputs & self.halves):
-            self.nodes.append(_cast(_stored(name), name, TensorProto.FLOAT))
+            self.add(node)
         rewritten = onnx.helper.make_graph(
             self.nodes, graph.name, graph.input, graph.output, list(self.weights.values())
         )
-        return onnx.helper.make_model(
-            rewritten, opset_imports=self.model.opset_import, ir_version=self.model.ir_version
-        )
+        opsets = [onnx.helper.make_opsetid(opset.domain, self._version(opset)) for opset in self.model.opset_import]
+        return onnx.helper.make_model(rewritten, opset_imports=opsets, ir_version=self.model.ir_version)
 
-    def _add(self, node: NodeProto) -> None:
+    def add(self, node: NodeProto) -> None:
+        """One node, its inputs in the type it computes in, its outputs under the names that others know."""
         lowered = node.name in self.lowered
+        fixed = _FLOAT32_INPUTS.get(node.op_type, ())
         copy = NodeProto()
         copy.CopyFrom(node)
-        fixed = _FLOAT32_INPUTS.get(node.op_type, ())
-        names = [self._input(name, lowered and place not in fixed) for place, name in enumerate(node.input)]
         del copy.input[:]
-        copy.input.extend(names)
+        copy.input.extend(self._input(name, lowered and place not in fixed) for place, name in enumerate(node.input))
+        after = []
         for place, name in enumerate(node.output):
-            if name in self.outputs & self.halves:
-                copy.output[place] = _stored(name)
-        self.nodes.append(copy)
+            if name in self.halves:
+                copy.output[place], made = self.stored(name)
+                after += made
+        self.nodes += [copy, *after]
 
-    def _input(self, name: str, lowered: bool) -> str:
-        """The name under which a node finds this tensor in the type it computes in."""
-        if not name or not self.index.is_float(name):
-            if name in self.index.weights:
-                self.weights[name] = self.index.weights[name]
-            return name
-        if name in self.index.weights:
-            return self._weight(name, lowered)
-        held = name in self.halves
-        stored = _stored(name) if name in self.outputs & self.halves else name
-        if held == lowered:
-            return stored
-        return self._casted(stored, self.element if lowered else TensorProto.FLOAT)
+    def stored(self, name: str) -> tuple[str, list[NodeProto]]:
+        """What a half-precision result is called where it is made, and what follows that."""
+        if name not in self.outputs:
+            return name, []
+        stored = f"{name}__stored"
+        return stored, [_cast(stored, name, TensorProto.FLOAT)]
 
-    def _weight(self, name: str, lowered: bool) -> str:
-        if not lowered:
-            self.weights[name] = self.index.weights[name]
-            return name
-        renamed = f"{name}__half"
-        if renamed not in self.weights:
-            self.weights[renamed] = _half_weight(self.index.weights[name], renamed, self.element)
-        return renamed
+    def converted(self, name: str, lowered: bool) -> str:
+        """A tensor in another type than it is held in."""
+        source = f"{name}__stored" if name in self.halves & self.outputs else name
+        if (name in self.halves) == lowered:
+            return source
+        return self.cast_once(source, self.element if lowered else TensorProto.FLOAT)
 
-    def _casted(self, name: str, element: int) -> str:
+    def weight(self, name: str) -> TensorProto:
+        """A weight as a lowered node reads it."""
+        values = _as_half(self.index.weights[name], self.element)
+        return onnx.numpy_helper.from_array(values, f"{name}__half")
+
+    def cast_once(self, name: str, element: int) -> str:
+        """A tensor in another type, cast by one node for all who read it."""
         if (name, element) not in self.casts:
             made = f"{name}__{'float' if element == TensorProto.FLOAT else 'half'}"
             self.nodes.append(_cast(name, made, element))
             self.casts[name, element] = made
         return self.casts[name, element]
 
+    def _version(self, opset: onnx.OperatorSetIdProto) -> int:
+        """Convolutions and instance norms take bfloat16 from opset 22 on; what the graphs hold means the same there."""
+        newer = self.element == TensorProto.BFLOAT16 and opset.domain in ("", "ai.onnx")
+        return max(opset.version, _BF16_OPSET) if newer else opset.version
 
-def _stored(name: str) -> str:
-    """What a graph's output is called inside while it is in half precision."""
-    return f"{name}__stored"
+    def _input(self, name: str, lowered: bool) -> str:
+        if name in self.index.weights:
+            tensor = self.index.weights[name]
+            if lowered and self.index.is_float(name):
+                tensor = self.weight(name)
+            self.weights.setdefault(tensor.name, tensor)
+            return str(tensor.name)
+        return self.converted(name, lowered) if self.index.is_float(name) else name
+
+
+class _Simulator(_Rewriter):
+    """The same, but all in float32 and rounded through `element`."""
+
+    def stored(self, name: str) -> tuple[str, list[NodeProto]]:
+        exact, narrow = f"{name}__exact", f"{name}__narrow"
+        return exact, [_cast(exact, narrow, self.element), _cast(narrow, name, TensorProto.FLOAT)]
+
+    def converted(self, name: str, lowered: bool) -> str:
+        if name in self.halves or not lowered:
+            return name
+        return self.cast_once(self.cast_once(name, self.element), TensorProto.FLOAT)
+
+    def weight(self, name: str) -> TensorProto:
+        values = _as_half(self.index.weights[name], self.element).astype(np.float32)
+        return onnx.numpy_helper.from_array(values, f"{name}__half")
 
 
 def _cast(name: str, made: str, element: int) -> NodeProto:
     return onnx.helper.make_node("Cast", [name], [made], name=f"cast_{made}", to=element)
 
 
-def _half_weight(tensor: TensorProto, name: str, element: int) -> TensorProto:
+def _as_half(tensor: TensorProto, element: int) -> NDArray[Any]:
     values = onnx.numpy_helper.to_array(tensor).astype(np.float32)
-    return onnx.numpy_helper.from_array(values.astype(onnx.helper.tensor_dtype_to_np_dtype(element)), name)
+    return values.astype(onnx.helper.tensor_dtype_to_np_dtype(element))

@@ -54,9 +54,14 @@ class EngineSpec:
         return cls(target, {name: (overrides or {}).get(name, precision) for name in names}, device)
 
     @property
+    def on_gpu(self) -> bool:
+        """Whether the engine computes in half precision what is half precision; ONNX Runtime on a CPU does not."""
+        return self.target != "onnxruntime" or self.device != "cpu"
+
+    @property
     def rest(self) -> Precision:
         """What an int8 graph computes in where it is not int8: a CPU gains nothing from fp16."""
-        return "fp32" if self.target == "onnxruntime" and self.device == "cpu" else "fp16"
+        return "fp16" if self.on_gpu else "fp32"
 
     def fallback(self, precision: Precision) -> Precision | None:
         """The next larger precision; None if there is none."""

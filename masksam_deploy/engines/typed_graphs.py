@@ -12,7 +12,7 @@ import onnx
 from masksam_deploy.bundle import Bundle
 from masksam_deploy.engines.calibration import CalibrationWindows, GraphFeeds, Progress, Window
 from masksam_deploy.engines.graph_types import GraphIndex, load_model, save_model
-from masksam_deploy.engines.precision import lower_precision
+from masksam_deploy.engines.precision import lower_precision, simulate_precision
 from masksam_deploy.engines.protection import protected_by_range, protected_by_structure
 from masksam_deploy.engines.quantisation import Calibrator, activation_ranges, quantisable, quantise
 from masksam_deploy.engines.ranges import measure_ranges
@@ -26,6 +26,7 @@ class TypedGraph:
 
     Attributes:
         path: the ONNX file.
+        judged: what the gate runs in its place: the same, or the same with every half-precision value really rounded.
         protected: nodes in float32 -> why.
         ranges: largest magnitude of every computed tensor; empty if nothing was measured.
         quantised: nodes in int8.
@@ -33,6 +34,7 @@ class TypedGraph:
     """
 
     path: Path
+    judged: Path
     protected: dict[str, str]
     ranges: dict[str, float] = field(default_factory=dict)
     quantised: list[str] = field(default_factory=list)
@@ -60,6 +62,7 @@ class TypedGraphs:
         calibrator: how int8 ranges are chosen.
         excluded: graph -> nodes that stay out of int8.
         rest: precision of what is not int8 in an int8 graph.
+        simulated: whether half precision is judged by a simulation, because another runtime will compute it.
         threads: for the network; by default all cores.
         progress: told about every network run.
     """
@@ -73,6 +76,7 @@ class TypedGraphs:
         calibrator: Calibrator = "percentile",
         excluded: Mapping[str, list[str]] | None = None,
         rest: Precision = "fp32",
+        simulated: bool = False,
         threads: int | None = None,
         progress: Progress | None = None,
     ) -> None:
@@ -82,6 +86,7 @@ class TypedGraphs:
         self._calibrator: Calibrator = calibrator
         self._excluded = excluded or {}
         self._rest = rest
+        self._simulated = simulated
         self._threads = threads
         self._progress = progress
         self._made: dict[tuple[str, Precision], TypedGraph] = {}
@@ -112,11 +117,12 @@ class TypedGraphs:
     def _make(self, graph: str, precision: Precision) -> TypedGraph:
         source = self.bundle.graph_path(graph)
         if precision == "fp32":
-            return TypedGraph(source, {})
+            return TypedGraph(source, source, {})
         model = load_model(source)
         index = GraphIndex(model)
         protected = protected_by_structure(index)
-        made = TypedGraph(self._folder / f"{graph}.{precision}.onnx", protected)
+        path = self._folder / f"{graph}.{precision}.onnx"
+        made = TypedGraph(path, path, protected)
         halves = self._rest if precision == "int8" else precision
         if halves == "fp16" and self._feeds:
             made.ranges = self._measured(graph, model)
@@ -125,6 +131,9 @@ class TypedGraphs:
         if precision == "int8":
             model = self._quantised(graph, model, index, made)
         if halves in ("fp16", "bf16"):
+            if self._simulated:
+                made.judged = path.with_suffix(".judged.onnx")
+                save_model(simulate_precision(model, halves, protected), made.judged)
             model = lower_precision(model, halves, protected)
         _check(model, graph)
         save_model(model, made.path)

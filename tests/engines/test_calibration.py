@@ -1,0 +1,109 @@
+"""Calibration scans: found, hashed, refused, cut into the windows that the network will see."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from masksam_deploy import Segmenter
+from masksam_deploy.backends import open_chain
+from masksam_deploy.bundle import Bundle
+from masksam_deploy.engines.calibration import GraphFeeds, calibration_windows
+from masksam_deploy.engines.scans import ScanFiles, find_scans
+from masksam_deploy.errors import ScanError
+from masksam_deploy.io.write_scan import write_scan
+from masksam_deploy.volume import Volume
+from tests.engines.small_bundle import ball_scan, write_ball_scans
+
+
+def test_windows_are_those_that_the_segmenter_runs(bundle: Bundle, tmp_path: Path) -> None:
+    (scan,) = find_scans([write_ball_scans(tmp_path, range(1))], 1)
+    seen: list[np.ndarray] = []
+    network = open_chain(bundle)
+    original = network.__class__.__call__
+
+    class Watched(type(network)):  # type: ignore[misc]
+        def __call__(self, image: np.ndarray) -> np.ndarray:
+            seen.append(image.copy())
+            scores: np.ndarray = original(self, image)
+            return scores
+
+    network.__class__ = Watched
+    with Segmenter(bundle, network=network, tta=False) as segmenter:
+        segmenter(ball_scan(0)[0])
+    windows = calibration_windows(bundle, [scan], most=len(seen)).windows
+    assert len(windows) == len(seen)
+    for window, expected in zip(windows, seen, strict=True):
+        assert np.array_equal(window, expected)
+
+
+def test_windows_are_spread_over_all_scans(bundle: Bundle, calibration: Path) -> None:
+    scans = find_scans([calibration], 1)
+    found = calibration_windows(bundle, scans, most=9)
+    assert len(found.windows) == 9
+    assert set(found.scans) == {"scan_10.nii.gz", "scan_11.nii.gz", "scan_12.nii.gz"}
+    again = calibration_windows(bundle, scans[::-1], most=9)
+    assert again.sha256 == found.sha256
+    assert calibration_windows(bundle, scans[:2], most=9).sha256 != found.sha256
+
+
+def test_too_few_windows_are_refused(bundle: Bundle, calibration: Path) -> None:
+    with pytest.raises(ScanError, match="found 3 windows in 1 calibration scans, expected at least 8"):
+        calibration_windows(bundle, find_scans([calibration / "scan_10.nii.gz"], 1), most=3)
+
+
+def test_a_scan_without_contrast_is_refused_by_name(bundle: Bundle, tmp_path: Path) -> None:
+    scan = ball_scan(0)[0]
+    write_scan(Volume(np.zeros_like(scan.array), scan.geometry), 0, tmp_path / "flat.nii.gz")
+    with pytest.raises(ScanError, match=r"flat\.nii\.gz: found no contrast"):
+        calibration_windows(bundle, find_scans([tmp_path], 1))
+
+
+def test_the_same_scan_under_two_names_is_refused(bundle: Bundle, calibration: Path, tmp_path: Path) -> None:
+    for name in ("one.nii.gz", "two.nii.gz"):
+        shutil.copy(calibration / "scan_10.nii.gz", tmp_path / name)
+    with pytest.raises(ScanError, match=r"two\.nii\.gz: found the same scan as one\.nii\.gz"):
+        calibration_windows(bundle, find_scans([tmp_path], 1))
+
+
+def test_an_unreadable_calibration_scan_is_refused(bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "broken.nii.gz").write_bytes(b"not a scan")
+    with pytest.raises(ScanError, match="broken"):
+        calibration_windows(bundle, find_scans([tmp_path], 1))
+
+
+def test_every_graph_is_fed_what_the_chain_passes_on(bundle: Bundle, calibration: Path) -> None:
+    windows = calibration_windows(bundle, find_scans([calibration], 1), most=8).windows
+    with GraphFeeds(bundle, windows) as feeds, open_chain(bundle) as chain:
+        folder = Path(feeds._folder.name)
+        for number, fed in enumerate(feeds.of("decoder")):
+            assert set(fed) == {"features", "mask"}
+            assert np.array_equal(feeds.tensor(number, "semseg"), chain(windows[number]))
+        assert number == len(windows) - 1
+        assert folder.exists()
+    assert not folder.exists()
+
+
+def test_several_channels_are_grouped_by_case(tmp_path: Path) -> None:
+    for name in ("b_0000", "b_0001", "a_0001", "a_0000"):
+        (tmp_path / f"{name}.nii.gz").touch()
+    found = find_scans([tmp_path], 2)
+    assert found == [
+        ScanFiles(case, (tmp_path / f"{case}_0000.nii.gz", tmp_path / f"{case}_0001.nii.gz")) for case in ("a", "b")
+    ]
+    (tmp_path / "b_0001.nii.gz").unlink()
+    with pytest.raises(ScanError, match=r"case b: found channels \[0\], expected 0 to 1"):
+        find_scans([tmp_path], 2)
+
+
+def test_folders_of_dicom_series_and_single_series_are_told_apart(tmp_path: Path) -> None:
+    for patient in ("p1", "p2"):
+        (tmp_path / patient).mkdir()
+        (tmp_path / patient / "1.dcm").touch()
+    assert [scan.paths[0].name for scan in find_scans([tmp_path], 1)] == ["p1", "p2"]
+    assert [scan.paths[0].name for scan in find_scans([tmp_path / "p1"], 1)] == ["p1"]
+    with pytest.raises(ScanError, match="found nothing there"):
+        find_scans([tmp_path / "p3"], 1)

@@ -1,0 +1,126 @@
+"""INT8: which layers, from which ranges, in which form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, numpy_helper
+
+from masksam_deploy.bundle import Bundle
+from masksam_deploy.engines.graph_types import GraphIndex, load_model
+from masksam_deploy.engines.precision import lower_precision
+from masksam_deploy.engines.protection import protected_by_structure
+from masksam_deploy.engines.quantisation import Calibrator, activation_ranges, quantisable, quantise
+from tests.engines.small_bundle import PATCH, model, node
+from tests.engines.test_precision import run
+
+Windows = Callable[[], Iterator[dict[str, Any]]]
+
+
+@pytest.fixture(scope="module")
+def encoder(bundle: Bundle) -> onnx.ModelProto:
+    return load_model(bundle.graph_path("encoder"))
+
+
+def windows() -> Iterator[dict[str, Any]]:
+    for seed in range(3):
+        yield {"image": np.random.default_rng(seed).normal(size=(1, 1, *PATCH)).astype(np.float32)}
+
+
+def constants(graph: onnx.ModelProto) -> dict[str, np.ndarray]:
+    return {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.graph.initializer}
+
+
+def quantised_encoder(encoder: onnx.ModelProto, calibrator: Calibrator = "percentile") -> onnx.ModelProto:
+    nodes = quantisable(GraphIndex(encoder), {})
+    return quantise(encoder, nodes, activation_ranges(encoder, nodes, windows, calibrator))
+
+
+def test_linears_and_dense_convolutions_are_quantised_where_it_pays(encoder: onnx.ModelProto) -> None:
+    # The first convolution sums 27 terms: quantising its input would cost more than it saves.
+    assert quantisable(GraphIndex(encoder), {}) == ["make_mixed", "make_narrowed"]
+    assert quantisable(GraphIndex(encoder), {"make_mixed": "why"}) == ["make_narrowed"]
+
+
+def test_depthwise_convolutions_and_tables_of_positions_are_left_alone() -> None:
+    graph = model(
+        "others",
+        [
+            node("Conv", ["x", "depthwise"], "mixed", group=64, pads=[1, 1, 1, 1]),
+            node("MatMul", ["mixed", "table"], "positions"),
+            node("MatMul", ["positions", "positions"], "attention"),
+            node("Conv", ["attention", "dense"], "out"),
+        ],
+        {"x": ["B", 64, 32, 32]},
+        {"out": ["B", 64, 32, 32]},
+        {
+            "depthwise": np.ones((64, 1, 3, 3)),
+            "table": np.ones((1, 64, 32, 32)),
+            "dense": np.ones((64, 64, 1, 1)),
+        },
+    )
+    assert quantisable(GraphIndex(graph), {}) == ["make_out"]
+
+
+def test_weights_are_symmetric_per_channel_and_biases_stay_in_float32(encoder: onnx.ModelProto) -> None:
+    quantised = quantised_encoder(encoder)
+    onnx.checker.check_model(quantised, full_check=True)
+    values = constants(quantised)
+    weight = values["mix_quantized"]
+    assert weight.dtype == np.int8
+    assert values["mix_scale"].shape == (32,)
+    zero_points = [value for name, value in values.items() if name.endswith("zero_point")]
+    assert zero_points and all(not value.any() for value in zero_points)
+    restored = weight.astype(np.float32) * values["mix_scale"]
+    assert np.abs(restored - constants(encoder)["mix"]).max() <= values["mix_scale"].max() / 2 + 1e-7
+    assert values["mix_bias"].dtype == np.float32
+
+
+@pytest.mark.parametrize("calibrator", ["percentile", "entropy"])
+def test_an_int8_graph_computes_nearly_the_same(encoder: onnx.ModelProto, calibrator: Calibrator) -> None:
+    quantised = quantised_encoder(encoder, calibrator)
+    feeds = next(windows())
+    expected, found = run(encoder, feeds)["features"], run(quantised, feeds)["features"]
+    # Two layers of eight bits: a hundredth of the norm; entropy may also clip rare values.
+    assert np.linalg.norm(found - expected) < (0.02 if calibrator == "percentile" else 0.1) * np.linalg.norm(expected)
+    assert not np.array_equal(found, expected)
+
+
+def test_activation_ranges_are_symmetric_and_reach_what_was_seen(encoder: onnx.ModelProto) -> None:
+    ranges = activation_ranges(encoder, ["make_mixed"], windows)
+    assert set(ranges) == {"tokens"}
+    low, high = ranges["tokens"]
+    largest = max(float(np.abs(run(with_output(encoder, "tokens"), feeds)["tokens"]).max()) for feeds in windows())
+    assert low == -high
+    assert 0.95 * largest <= high <= largest * (1 + 1e-6)
+
+
+def test_ranges_do_not_depend_on_how_many_tensors_leave_the_runtime_at_once(
+    encoder: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes = quantisable(GraphIndex(encoder), {})
+    together = activation_ranges(encoder, nodes, windows)
+    monkeypatch.setattr("masksam_deploy.engines.quantisation.GROUP_BYTES", 1)
+    assert activation_ranges(encoder, nodes, windows) == together
+
+
+def test_the_rest_of_an_int8_graph_can_be_half_precision(encoder: onnx.ModelProto) -> None:
+    mixed = lower_precision(quantised_encoder(encoder), "fp16", protected_by_structure(GraphIndex(encoder)))
+    onnx.checker.check_model(mixed, full_check=True)
+    found = GraphIndex(mixed).types
+    assert found["mix_quantized"] == TensorProto.INT8
+    assert found["mixed"] == TensorProto.FLOAT16
+    feeds = next(windows())
+    expected = run(encoder, feeds)["features"]
+    assert np.linalg.norm(run(mixed, feeds)["features"] - expected) < 0.02 * np.linalg.norm(expected)
+
+
+def with_output(graph: onnx.ModelProto, name: str) -> onnx.ModelProto:
+    watched = onnx.ModelProto()
+    watched.CopyFrom(graph)
+    watched.graph.output.append(onnx.helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
+    return watched

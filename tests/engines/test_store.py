@@ -1,0 +1,202 @@
+"""The engine store: what is believed of it, and what runs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from masksam_deploy.bundle import Bundle
+from masksam_deploy.engines.build import BuildRequest, build_engine
+from masksam_deploy.engines.builders import BuildOptions, Precision, open_builder
+from masksam_deploy.engines.gate import validation_cases
+from masksam_deploy.engines.run import choose_engine, engine_states
+from masksam_deploy.engines.spec import EngineSpec
+from masksam_deploy.engines.store import Engine, broken_engines, engines_of, read_engine
+from masksam_deploy.errors import BundleError, EngineError
+from tests.engines.small_bundle import make_bundle
+
+
+@pytest.fixture(scope="module")
+def built(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A bundle with an fp16 engine of ONNX Runtime."""
+    own = Bundle.load(shutil.copytree(bundle.path, tmp_path_factory.mktemp("built") / "balls.masksam"))
+    build(own, "fp16")
+    return own
+
+
+@pytest.fixture
+def own(built: Bundle, tmp_path: Path) -> Bundle:
+    """A copy of it, to be tampered with."""
+    return Bundle.load(shutil.copytree(built.path, tmp_path / "balls.masksam"))
+
+
+def build(bundle: Bundle, precision: Precision, **options: Any) -> Engine:
+    target = "rtx" if "gpus" in options else "onnxruntime"
+    request = BuildRequest(
+        spec=EngineSpec.of(bundle, target, precision),  # type: ignore[arg-type]
+        options=BuildOptions(**options),
+        validation=validation_cases(bundle),
+        threads=1,
+        command=f"masksam-deploy build-engine B --{precision}",
+    )
+    return build_engine(bundle, open_builder(target), request).engine  # type: ignore[arg-type]
+
+
+def only(bundle: Bundle) -> Engine:
+    (engine,) = engines_of(bundle)
+    return engine
+
+
+def change(engine: Engine, edit: Callable[[dict[str, Any]], None]) -> None:
+    path = engine.folder / "engine.json"
+    content = json.loads(path.read_text())
+    edit(content)
+    path.write_text(json.dumps(content))
+
+
+def test_an_engine_does_not_change_the_bundle_that_it_lies_in(built: Bundle, bundle: Bundle) -> None:
+    assert Bundle.load(built.path).sha256 == bundle.sha256
+
+
+def test_the_best_engine_is_chosen_and_float32_on_request(own: Bundle) -> None:
+    assert choose_engine(own).engine == only(own)
+    assert choose_engine(own, precision="fp32").engine is None
+    assert choose_engine(own, "onnxruntime", "fp16").engine == only(own)
+    build(own, "fp32")
+    assert len(engines_of(own)) == 2
+    chosen = choose_engine(own).engine
+    assert chosen is not None
+    assert chosen.title == "onnxruntime fp16"
+
+
+def test_a_flipped_bit_is_found_before_the_engine_is_read(own: Bundle) -> None:
+    path = only(own).path("decoder")
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(EngineError, match=r"decoder\.onnx': found another file than .*build it again: masksam"):
+        choose_engine(own)
+    (state,) = engine_states(own)
+    assert "found another file than was built" in str(state.problem)
+
+
+def test_a_missing_or_linked_file_is_refused(own: Bundle, tmp_path: Path) -> None:
+    path = only(own).path("encoder")
+    path.rename(tmp_path / "elsewhere.onnx")
+    with pytest.raises(EngineError, match="found another file"):
+        only(own).check_files()
+    path.symlink_to(tmp_path / "elsewhere.onnx")
+    with pytest.raises(EngineError, match="found another file"):
+        only(own).check_files()
+
+
+def test_an_engine_of_a_bundle_that_changed_since_is_stale(own: Bundle, tmp_path: Path) -> None:
+    newer = make_bundle(tmp_path / "newer.masksam", outlier=2.0)
+    shutil.copytree(own.path / "engines", newer.path / "engines")
+    choice = choose_engine(newer)
+    assert choice.engine is None
+    (why,) = choice.stale.values()
+    assert why == (
+        "it was made from another version of this bundle; build it again: masksam-deploy build-engine B --fp16"
+    )
+    with pytest.raises(EngineError, match=r"found no fp16 engine that is valid here.*another version of this bundle"):
+        choose_engine(newer, precision="fp16")
+
+
+def test_an_engine_of_another_version_of_its_runtime_is_stale(own: Bundle) -> None:
+    change(only(own), lambda content: content["machine"].update(onnxruntime="1.0.0"))
+    choice = choose_engine(own)
+    assert choice.engine is None
+    (why,) = choice.stale.values()
+    assert why.startswith("it was built for onnxruntime '1.0.0', here is '")
+
+
+def test_engines_for_other_machines_are_told_apart_from_stale_ones(own: Bundle) -> None:
+    pytest.importorskip("tensorrt_rtx_bindings", reason="needs the 'rtx' extra (Linux)")
+    foreign = build(own, "fp16", gpus=("sm86", "sm120"))
+    choice = choose_engine(own)
+    assert choice.engine is not None
+    assert choice.engine.record.target == "onnxruntime"
+    assert set(choice.foreign) == {foreign.folder.name}
+    assert choice.stale == {}
+    with pytest.raises(EngineError, match=r"found no rtx engine that is valid here.*built for gpus 'sm86,sm120'"):
+        choose_engine(own, "rtx")
+
+
+def test_an_engine_for_several_gpus_is_valid_on_each_of_them(own: Bundle) -> None:
+    engine = only(own)
+    machine = dict(engine.record.machine) | {"gpus": "sm86,sm120"}
+    several = Engine(engine.folder, engine.record.model_copy(update={"machine": machine}))
+    here = dict(engine.record.machine)
+    assert several.problem(own, here | {"gpus": "sm120"}) is None
+    problem = several.problem(own, here | {"gpus": "sm89"})
+    assert problem is not None
+    assert not problem.stale
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda content: content["files"].update({"../../manifest.json": content["files"]["encoder.onnx"]}),
+        lambda content: content["graphs"].update(encoder="../../encoder.onnx"),
+        lambda content: content["graphs"].update(encoder="/etc/passwd"),
+        lambda content: content["graphs"].update(encoder="unlisted.onnx"),
+        lambda content: content["graphs"].pop("encoder"),
+        lambda content: content.update(target="coreml"),
+        lambda content: content.update(surprise=1),
+        lambda content: content.update(schema_version=2),
+        lambda content: content["precisions"].update(encoder="fp4"),
+    ],
+)
+def test_a_record_that_names_what_it_must_not_is_no_engine(own: Bundle, edit: Callable[[dict[str, Any]], None]) -> None:
+    engine = only(own)
+    change(engine, edit)
+    with pytest.raises(EngineError):
+        read_engine(engine.folder)
+    assert engines_of(own) == []
+    assert list(broken_engines(own)) == [engine.folder]
+    choice = choose_engine(own)
+    assert choice.engine is None
+    assert list(choice.stale) == [engine.folder.name]
+
+
+def test_a_damaged_or_huge_record_is_no_engine(own: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = only(own)
+    path = engine.folder / "engine.json"
+    text = path.read_text()
+    monkeypatch.setattr("masksam_deploy.engines.store.RECORD_LIMIT", 100)
+    with pytest.raises(EngineError, match="found more than 100 bytes"):
+        read_engine(engine.folder)
+    monkeypatch.undo()
+    for damaged in ("", "{", text[:-20], "[" * 100_000, '{"target": NaN}'):
+        path.write_text(damaged)
+        with pytest.raises(EngineError):
+            read_engine(engine.folder)
+
+
+def test_packing_leaves_engines_behind(built: Bundle, tmp_path: Path) -> None:
+    from masksam_deploy.archive import pack, unpack
+
+    pack(built.path, tmp_path / "b.zip")
+    unpack(tmp_path / "b.zip", tmp_path / "again.masksam")
+    assert not (tmp_path / "again.masksam" / "engines").exists()
+    assert (tmp_path / "again.masksam" / "validation").is_dir()
+
+
+def test_a_bundle_with_validation_scans_must_list_and_match_them(bundle: Bundle, tmp_path: Path) -> None:
+    own = shutil.copytree(bundle.path, tmp_path / "b.masksam")
+    manifest = own / "manifest.json"
+    content = json.loads(manifest.read_text())
+    for edit, message in (
+        ({"scans": ["validation/none.nii.gz"]}, "expected one that 'files' lists"),
+        ({"scans": content["validation"][0]["scans"] * 2}, "found 2 scans, expected 1"),
+    ):
+        case = content["validation"][0] | edit
+        manifest.write_text(json.dumps(content | {"validation": [case]}))
+        with pytest.raises(BundleError, match=message):
+            Bundle.load(own)
