@@ -88,6 +88,14 @@ class _Recorded(click.Command):
     help="Scan, or folder of scans, on which ranges are measured; repeat for more [the validation scans; int8 wants "
     "its own].",
 )
+@click.option(
+    "--calibration-windows",
+    "windows",
+    type=click.IntRange(8),
+    default=32,
+    show_default=True,
+    help="Most windows of these scans; each is a run of the network.",
+)
 @click.option("--calibrator", type=click.Choice(["percentile", "entropy"]), default="percentile", show_default=True)
 @click.option("--exclude", type=FILE, help="Exclusion list of 'sensitivity' [the bundle's own, if there is one].")
 @click.option(

@@ -18,7 +18,7 @@ from masksam_deploy.backends import GraphChain, open_stages
 from masksam_deploy.backends.onnxruntime import OnnxRuntimeSession, runtime_version
 from masksam_deploy.bundle import Bundle, reporting_writes
 from masksam_deploy.engines.builders import Builder, BuildOptions, BuiltEngine
-from masksam_deploy.engines.calibration import CalibrationWindows, calibration_windows
+from masksam_deploy.engines.calibration import MOST_WINDOWS, CalibrationWindows, calibration_windows
 from masksam_deploy.engines.gate import Case, Gate, Limits, Verdict, limits_of
 from masksam_deploy.engines.quantisation import Calibrator
 from masksam_deploy.engines.scans import ScanFiles
@@ -42,6 +42,7 @@ class BuildRequest:
         spec: target and precision of each graph.
         options: for the builder.
         calibration: scans on which ranges are measured; for anything but int8 the validation scans will do.
+        windows: of the calibration scans, at most.
         validation: scans that the gate judges by; None switches the gate off, which the engine's record says.
         limits: what the gate allows; by default what the smallest precision is allowed.
         calibrator: how int8 ranges are chosen.
@@ -54,6 +55,7 @@ class BuildRequest:
     spec: EngineSpec
     options: BuildOptions = field(default_factory=BuildOptions)
     calibration: Sequence[ScanFiles] = ()
+    windows: int = MOST_WINDOWS
     validation: Sequence[Case] | None = ()
     limits: Limits | None = None
     calibrator: Calibrator = "percentile"
@@ -182,7 +184,7 @@ def _calibration(bundle: Bundle, request: BuildRequest) -> CalibrationWindows | 
         scans = [case.scan for case in request.validation or ()]
     if not fewest or not scans:
         return None
-    return calibration_windows(bundle, scans, fewest=fewest)
+    return calibration_windows(bundle, scans, most=request.windows, fewest=fewest)
 
 
 def _judged(bundle: Bundle, graphs: TypedGraphs, request: BuildRequest, progress: Progress | None) -> list[Attempt]:

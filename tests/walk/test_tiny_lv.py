@@ -8,6 +8,13 @@ from pathlib import Path
 import pytest
 
 from masksam_deploy import Segmenter, read_volume, write_labels
+from masksam_deploy.bundle import Bundle
+from masksam_deploy.engines.build import BuildRequest, build_engine
+from masksam_deploy.engines.builders import BuildOptions, open_builder
+from masksam_deploy.engines.gate import Case, validation_cases
+from masksam_deploy.engines.run import open_network
+from masksam_deploy.engines.scans import ScanFiles, find_scans
+from masksam_deploy.engines.spec import EngineSpec, Precision
 from masksam_deploy.evaluation import evaluate_folders
 
 ROOT = Path(__file__).parents[2]
@@ -20,7 +27,9 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from masksam_export.checkpoint import load_checkpoint
     from masksam_export.onnx_export import export_bundle
 
-    return export_bundle(load_checkpoint(CHECKPOINT), tmp_path_factory.mktemp("lv") / "lv.masksam").path
+    case = Case(ScanFiles("SCD0000501", (SAMPLE / "scan",)), SAMPLE / "reference.nii.gz")
+    target = tmp_path_factory.mktemp("lv") / "lv.masksam"
+    return export_bundle(load_checkpoint(CHECKPOINT), target, validation=[case]).path
 
 
 def test_a_held_out_dicom_scan_gets_the_dice_that_the_demo_promises(bundle: Path, tmp_path: Path) -> None:
@@ -34,6 +43,42 @@ def test_a_held_out_dicom_scan_gets_the_dice_that_the_demo_promises(bundle: Path
     # A healthy to failing left ventricle at the end of diastole; a wrong spacing would leave this range.
     assert 50 < cavity.volume_prediction_ml < 450
     assert [label.name for label in report.labels if label.value] == ["LV cavity"]
+
+
+def test_int8_on_a_cpu_passes_the_gate_and_infer_would_use_it(bundle: Path) -> None:
+    loaded = Bundle.load(bundle)
+    request = BuildRequest(
+        spec=EngineSpec.of(loaded, "onnxruntime", "int8"),
+        calibration=find_scans([SAMPLE / "scan"], 1),
+        windows=8,
+        validation=validation_cases(loaded),
+    )
+    (attempt,) = build_engine(loaded, open_builder("onnxruntime"), request).attempts
+    assert attempt.verdict.passed
+    (case,) = attempt.verdict.cases
+    assert case.engine is not None
+    assert case.engine["LV cavity"] is not None
+    assert case.engine["LV cavity"] > 0.9
+    network, choice = open_network(loaded)
+    with network:
+        assert choice.engine is not None
+        assert network.precision == "int8"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_all_three_graphs_build_for_rtx_gpus_without_one(bundle: Path, precision: Precision) -> None:
+    pytest.importorskip("tensorrt_rtx_bindings", reason="needs the 'rtx' extra (Linux)")
+    loaded = Bundle.load(bundle)
+    request = BuildRequest(
+        spec=EngineSpec.of(loaded, "rtx", precision),
+        options=BuildOptions(gpus=("sm89",)),
+        calibration=find_scans([SAMPLE / "scan"], 1),
+        windows=8,
+        validation=None,  # judged in tests/engines and, on all held-out cases, in benchmarks/engines.py
+    )
+    built = build_engine(loaded, open_builder("rtx"), request).built
+    assert set(built) == {"encoder", "prompt_generator", "decoder"}
+    assert all(engine.precision_in_graph[precision] > 10 for engine in built.values())
 
 
 def test_the_checkpoint_is_small_and_the_one_that_the_card_describes() -> None:
