@@ -102,9 +102,16 @@ class Decoder(GraphPart):
 
 @contextmanager
 def graph_parts(model: MaskSAM) -> Iterator[tuple[Encoder, Generator, Decoder]]:
-    """The three parts of a model; while they are used, its input-independent position tables are computed once.
+    """The three parts of a model, while it is `traceable`."""
+    with traceable(model):
+        yield Encoder(model), Generator(model), Decoder(model)
 
-    Its depth-convolution adapters leave one node each in a traced graph; they cannot be run meanwhile.
+
+@contextmanager
+def traceable(model: nn.Module) -> Iterator[None]:
+    """Meanwhile input-independent position tables are computed once, for a smaller graph.
+
+    Depth-convolution adapters leave one node each in a traced graph; they cannot be run meanwhile.
     """
     attentions = [module for module in model.modules() if isinstance(module, Attention)]
     adapters = [module for module in model.modules() if isinstance(module, DepthConvAdapter)]
@@ -114,7 +121,7 @@ def graph_parts(model: MaskSAM) -> Iterator[tuple[Encoder, Generator, Decoder]]:
     for adapter in adapters:
         adapter.kind = "node"
     try:
-        yield Encoder(model), Generator(model), Decoder(model)
+        yield
     finally:
         for attention in attentions:
             attention.thaw_positions()

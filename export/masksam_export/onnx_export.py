@@ -159,12 +159,21 @@ def export_graphs(
     with graph_parts(model) as parts:
         for part in parts:
             progress(f"tracing {part.name}")
-            path = directory / f"{part.name}.onnx"
-            _trace(part, path, adapters)
+            graphs.append(export_part(part, directory, adapters=adapters))
             gc.collect()
-            check_graph(path, part.inputs, part.outputs)
-            graphs.append(Graph(name=part.name, file=path.name, inputs=part.inputs, outputs=part.outputs))
     return tuple(graphs)
+
+
+def export_part(part: GraphPart, directory: Path, *, adapters: Adapters = DEFAULT_FORMULATION) -> Graph:
+    """Trace one part into `directory` as a checked ONNX file.
+
+    Raises:
+        ExportError: the graph is invalid, has other ports than declared, or holds a forbidden operator.
+    """
+    path = directory / f"{part.name}.onnx"
+    _trace(part, path, adapters)
+    check_graph(path, part.inputs, part.outputs)
+    return Graph(name=part.name, file=path.name, inputs=part.inputs, outputs=part.outputs)
 
 
 def _trace(part: GraphPart, path: Path, adapters: Adapters) -> None:

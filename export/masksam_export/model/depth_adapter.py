@@ -37,46 +37,40 @@ class DepthConvAdapter(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[N, h, w, dim]` -> same shape; N is a multiple of `frames`."""
-        if self.kind != "eager":
-            y = self.D_fc2(self._whole_middle(functional.linear(x, self.D_fc1.weight), inner=1))
-            return x + y if self.skip else y
-        rows, height, width = -1, int(x.shape[1]), int(x.shape[2])
-        hidden = functional.gelu(self.D_fc1(x)).reshape(rows, self.frames, height, width, self.T_DWconv.in_channels)
-        y = self.D_fc2(hidden + self._mix(hidden)).reshape(rows, height, width, self.D_fc2.out_features)
+        y = self.D_fc2(self.middle(functional.linear(x, self.D_fc1.weight), self.D_fc1.bias))
         return x + y if self.skip else y
 
     def forward_prompts(self, x: Tensor, queries: int, grid: int) -> Tensor:
         """Rows `(b t q)`: `[B*T*Q, grid*grid, dim]` -> same shape, depth is the frame."""
         channels = self.T_DWconv.in_channels
-        if self.kind != "eager":
-            images = functional.linear(x, self.D_fc1.weight).reshape(-1, grid, grid, channels)
-            y = self.D_fc2(self._whole_middle(images, inner=queries).reshape(-1, grid * grid, channels))
-            return x + y if self.skip else y
-        hidden = functional.gelu(self.D_fc1(x)).reshape(-1, self.frames, queries, grid, grid, channels)
-        by_query = hidden.transpose(1, 2).reshape(-1, self.frames, grid, grid, channels)
-        mixed = self._mix(by_query).reshape(-1, queries, self.frames, grid, grid, channels).transpose(1, 2)
-        y = self.D_fc2((hidden + mixed).reshape(-1, grid * grid, channels))
+        product = functional.linear(x, self.D_fc1.weight).reshape(-1, grid, grid, channels)
+        middle = self.middle(product, self.D_fc1.bias, inner=queries)
+        y = self.D_fc2(middle.reshape(-1, grid * grid, channels))
         return x + y if self.skip else y
 
-    def _mix(self, hidden: Tensor) -> Tensor:
-        """`[N, frames, h, w, C]` -> same shape."""
-        mixed = self.T_DWconv(hidden.permute(0, 4, 1, 2, 3)).permute(0, 2, 3, 4, 1)
-        return functional.gelu(self.norm.channel_last(mixed))
-
-    def _whole_middle(self, product: Tensor, inner: int) -> Tensor:
-        """The first Linear's product without its bias, `[N, h, w, C]`, to what the second one takes.
+    def middle(self, product: Tensor, bias: Tensor, inner: int = 1) -> Tensor:
+        """The first Linear's product and its bias to what the second one takes, `[N, h, w, C]`.
 
         Depth neighbours are `inner` rows apart.
         """
         conv, norm = self.T_DWconv, self.norm
         assert conv.bias is not None  # for the type checker: this class made it
-        taken = (self.D_fc1.bias, taps_from_conv(conv.weight), conv.bias, norm.weight, norm.bias)
+        if self.kind == "eager":
+            return self._eager_middle(product + bias.to(product.dtype), inner)
+        taken = (bias, taps_from_conv(conv.weight), conv.bias, norm.weight, norm.bias)
         weights = tuple(weight.to(product.dtype) for weight in taken)  # under autocast the product alone is narrow
         if self.kind == "node":
             return adapter_node((product, *weights), frames=self.frames, inner=inner, eps=norm.eps)
         from masksam_kernels.depth_adapter.op import depth_adapter_middle
 
         return depth_adapter_middle(product.contiguous(), *weights, self.frames, inner, norm.eps)
+
+    def _eager_middle(self, hidden: Tensor, inner: int) -> Tensor:
+        rows, height, width, channels = hidden.shape
+        hidden = functional.gelu(hidden)
+        volumes = hidden.reshape(-1, self.frames, inner, height, width, channels).permute(0, 2, 5, 1, 3, 4)
+        mixed = self.T_DWconv(volumes.flatten(0, 1)).unflatten(0, (-1, inner)).permute(0, 3, 1, 4, 5, 2)
+        return hidden + functional.gelu(self.norm.channel_last(mixed)).reshape(rows, height, width, channels)
 
 
 def adapter_node(tensors: tuple[Tensor, ...], *, frames: int, inner: int, eps: float) -> Tensor:

@@ -29,12 +29,16 @@ class PatchEmbed(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention over an h x h square with decomposed relative positions.
+    """Multi-head attention within squares of tokens, with decomposed relative positions.
 
     `table_side` is the square that the stored position tables were made for, `side` the one attended over; the
     tables are resampled where they differ. Of `rows` squares per window of the scan, so many heads are computed at
     a time that their logits stay within `LOGITS_LIMIT`: on a 1024 canvas all heads together would need 3 GiB, and
     every runtime holds several such tensors at once.
+
+    Tokens come without the `shift` that the norm before adds to each of them, and padded ones are then zero. So they
+    are added after the product with `qkv`, not before. The shift itself matters to queries only: what all keys have in
+    common leaves a softmax as it is, and what all values have in common passes through and joins the bias of `proj`.
     """
 
     def __init__(self, dim: int, heads: int, *, side: int, table_side: int, rows: int) -> None:
@@ -50,13 +54,31 @@ class Attention(nn.Module):
         self.heads_at_once = _heads_at_once(heads, 4 * rows * side**4)
         self._frozen_positions: tuple[Tensor, Tensor] | None = None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`[N, side, side, dim]` -> same shape."""
-        side, heads, dim = self.side, self.heads, int(x.shape[-1])
-        qkv = self.qkv(x).reshape(-1, side * side, 3, heads, dim // heads).permute(2, 0, 3, 1, 4)
-        q, k, v = (part.split(self.heads_at_once, dim=1) for part in qkv.unbind(0))
-        mixed = torch.cat([self._attend(*heads_qkv) for heads_qkv in zip(q, k, v, strict=True)], dim=1)
-        return self.proj(mixed.transpose(1, 2).reshape(-1, side, side, dim))
+    def forward(self, x: Tensor, shift: Tensor) -> Tensor:
+        """Tokens `[N, g, g, dim]` -> squares `[N*n*n, side, side, dim]`, their heads mixed, before `projection`."""
+        dim = int(x.shape[3])
+        q, k, v = self._squares(functional.linear(x, self.qkv.weight))
+        q = q + functional.linear(shift, self.qkv.weight[:dim], self.qkv.bias[:dim]).reshape(self.heads, 1, -1)
+        parts = (part.split(self.heads_at_once, dim=1) for part in (q, k, v))
+        mixed = torch.cat([self._attend(*heads_qkv) for heads_qkv in zip(*parts, strict=True)], dim=1)
+        return mixed.transpose(1, 2).reshape(-1, self.side, self.side, dim)
+
+    def projection(self, shift: Tensor) -> tuple[Tensor, Tensor]:
+        """Weight and bias of the Linear that the mixed heads go through."""
+        values = slice(2 * len(shift), None)
+        common = functional.linear(shift, self.qkv.weight[values], self.qkv.bias[values])
+        return self.proj.weight, functional.linear(common, self.proj.weight, self.proj.bias)
+
+    def _squares(self, product: Tensor) -> tuple[Tensor, ...]:
+        """`[N, g, g, 3*dim]` -> queries, keys, values `[N*n*n, heads, side*side, d]`, padded with zeros."""
+        side, heads = self.side, self.heads
+        grid, count = int(product.shape[1]), windows_per_side(int(product.shape[1]), side)
+        padding = count * side - grid
+        if padding:
+            product = functional.pad(product, (0, 0, 0, padding, 0, padding))
+        product = product.reshape(-1, count, side, count, side, 3, heads, int(product.shape[3]) // (3 * heads))
+        product = product.permute(5, 0, 1, 3, 6, 2, 4, 7)  # one copy makes windows and heads
+        return product.reshape(3, -1, heads, side * side, int(product.shape[-1])).unbind(0)
 
     def freeze_positions(self) -> None:
         """Compute the position tables once: they do not depend on the input. Used before export."""
@@ -107,15 +129,16 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig, index: int) -> None:
         super().__init__()
-        self.window = 0 if index in config.global_blocks else config.window
+        windowed = index not in config.global_blocks
+        side = config.window if windowed else config.grid
         dim = config.embed_dim
         self.norm1 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
         self.attn = Attention(
             dim,
             config.heads,
-            side=self.window or config.grid,
-            table_side=self.window or config.canvas_grid,
-            rows=config.frames * (windows_per_side(config.grid, self.window) ** 2 if self.window else 1),
+            side=side,
+            table_side=side if windowed else config.canvas_grid,
+            rows=config.frames * windows_per_side(config.grid, side) ** 2,
         )
         self.MLP_Adapter = DepthConvAdapter(dim, config.adapter_dim, frames=config.frames, skip=False)
         self.Space_Adapter = DepthConvAdapter(dim, config.adapter_dim, frames=config.frames, skip=True)
@@ -124,13 +147,24 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B*T, g, g, E]` -> same shape."""
-        grid = int(x.shape[1])
-        # Padding comes before the norm, unlike in SAM: padded tokens become the norm's bias and take part.
-        y = split_windows(x, self.window) if self.window else x
-        y = self.Space_Adapter(self.attn(self.norm1(y)))
-        x = x + (merge_windows(y, grid) if self.window else y)
+        x = x + self._attend(x)
         z = self.norm2(x)
         return x + self.mlp(z) + ADAPTER_SCALE * self.MLP_Adapter(z)
+
+    def _attend(self, x: Tensor) -> Tensor:
+        """`Space_Adapter(attn(norm1(x)))` of windows that were padded before the norm, unlike in SAM.
+
+        Only the tokens of the grid are wanted. Padded ones matter as keys and values, and as neighbours in the
+        adapter, which takes them through `attn.proj` and `D_fc1` at once; no other product is computed for them.
+        """
+        grid, norm, adapter = int(x.shape[1]), self.norm1, self.Space_Adapter
+        mixed = self.attn(functional.layer_norm(x, norm.normalized_shape, norm.weight, None, norm.eps), norm.bias)
+        weight, bias = self.attn.projection(norm.bias)
+        fc1 = adapter.D_fc1
+        product = functional.linear(mixed, fc1.weight @ weight)
+        hidden = adapter.middle(product, functional.linear(bias, fc1.weight, fc1.bias))
+        y = functional.linear(merge_windows(mixed, grid), weight, bias)
+        return y + adapter.D_fc2(merge_windows(hidden, grid))
 
 
 def windows_per_side(grid: int, window: int) -> int:
@@ -138,19 +172,8 @@ def windows_per_side(grid: int, window: int) -> int:
     return (grid + window - 1) // window
 
 
-def split_windows(x: Tensor, window: int) -> Tensor:
-    """`[N, g, g, E]` -> `[N*n*n, window, window, E]`, zero-padded at the bottom and right; rows (N, i, j)."""
-    grid, dim = int(x.shape[1]), int(x.shape[3])
-    count = windows_per_side(grid, window)
-    padding = count * window - grid
-    if padding:
-        x = functional.pad(x, (0, 0, 0, padding, 0, padding))
-    x = x.reshape(-1, count, window, count, window, dim).permute(0, 1, 3, 2, 4, 5)
-    return x.reshape(-1, window, window, dim)
-
-
 def merge_windows(x: Tensor, grid: int) -> Tensor:
-    """The inverse of `split_windows`, with the padding cut off."""
+    """Windows `[N*n*n, w, w, E]`, rows (N, i, j), to the grid they were cut from, `[N, g, g, E]`."""
     window, dim = int(x.shape[1]), int(x.shape[3])
     count = windows_per_side(grid, window)
     x = x.reshape(-1, count, count, window, window, dim).permute(0, 1, 3, 2, 4, 5)
