@@ -29,9 +29,8 @@ class GraphPart(nn.Module):
     variadic = False
     """Whether `forward` takes its inputs as one `*args`."""
 
-    def __init__(self, model: MaskSAM, inputs: tuple[Port, ...], outputs: tuple[Port, ...]) -> None:
+    def __init__(self, inputs: tuple[Port, ...], outputs: tuple[Port, ...]) -> None:
         super().__init__()
-        self.model = model
         self.inputs = inputs
         self.outputs = outputs
 
@@ -43,7 +42,8 @@ class Encoder(GraphPart):
 
     def __init__(self, model: MaskSAM) -> None:
         config = model.config
-        super().__init__(model, (image_port(config),), (*tap_ports(config), embedding_port(config)))
+        super().__init__((image_port(config),), (*tap_ports(config), embedding_port(config)))
+        self.model = model
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """See the class."""
@@ -59,7 +59,8 @@ class Generator(GraphPart):
 
     def __init__(self, model: MaskSAM) -> None:
         config = model.config
-        super().__init__(model, (*tap_ports(config), embedding_port(config)), prompt_ports(config))
+        super().__init__((*tap_ports(config), embedding_port(config)), prompt_ports(config))
+        self.model = model
 
     def forward(self, *features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """See the class."""
@@ -82,7 +83,8 @@ class Decoder(GraphPart):
 
     def __init__(self, model: MaskSAM) -> None:
         config = model.config
-        super().__init__(model, (embedding_port(config), *prompt_ports(config)), (semseg_port(config),))
+        super().__init__((embedding_port(config), *prompt_ports(config)), (semseg_port(config),))
+        self.model = model
         with torch.no_grad():  # the image's positions do not depend on the input
             positions = model.sam_model.prompt_encoder.image_positions()
         self.register_buffer("positions", positions, persistent=False)

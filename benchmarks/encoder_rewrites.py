@@ -1,0 +1,302 @@
+"""The encoder's blocks as they are computed against the words of their definition, on ONNX Runtime's CPU.
+
+    python benchmarks/encoder_rewrites.py      # writes benchmarks/results/encoder_rewrites.json
+
+One block of each kind at the sizes of the published networks, random weights, exported as a bundle's graphs are. Both
+forms are held to float64 torch (a part of the frames' worth of rows is not possible: windows mix) before they are
+timed in turns in one process; medians. Then the attention's core alone, in four formulations.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from masksam_deploy.manifest import Port
+from masksam_export.config import ModelConfig
+from masksam_export.graphs import GraphPart, traceable
+from masksam_export.model.image_encoder import ADAPTER_SCALE, Block, merge_windows, windows_per_side
+from masksam_export.official import ACDC, AMOS, SYNAPSE
+from masksam_export.onnx_export import export_part
+
+RESULTS = Path(__file__).parent / "results"
+TOLERANCE = 1e-4  # float32 sums of up to 5120 products, values of size one
+NETWORKS = {"ViT-B 1024 (ACDC)": ACDC, "ViT-H 512 (AMOS)": AMOS, "ViT-H 256 (Synapse)": SYNAPSE}
+
+Floats = NDArray[np.float32]
+Core = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+class PlainBlock(nn.Module):
+    """A block's definition, word for word: pad, cut, norm, attend, adapt, undo."""
+
+    def __init__(self, block: Block) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B*T, g, g, E]` -> same shape."""
+        block, grid = self.block, int(x.shape[1])
+        y = self._attention(block.norm1(split_windows(x, block.attn.side)))
+        x = x + merge_windows(block.Space_Adapter(y), grid)
+        z = block.norm2(x)
+        return x + block.mlp(z) + ADAPTER_SCALE * block.MLP_Adapter(z)
+
+    def _attention(self, x: Tensor) -> Tensor:
+        attention = self.block.attn
+        side, heads, dim = attention.side, attention.heads, int(x.shape[-1])
+        qkv = attention.qkv(x).reshape(-1, side * side, 3, heads, dim // heads).permute(2, 0, 3, 1, 4)
+        parts = (part.split(attention.heads_at_once, dim=1) for part in qkv.unbind(0))
+        rows, columns = attention._frozen_positions or attention._positions()
+        mixed = torch.cat([broadcast(*some, rows, columns) for some in zip(*parts, strict=True)], dim=1)
+        return attention.proj(mixed.transpose(1, 2).reshape(-1, side, side, dim))
+
+
+def split_windows(x: Tensor, window: int) -> Tensor:
+    """`[N, g, g, E]` -> `[N*n*n, window, window, E]`, zero-padded at the bottom and right; rows (N, i, j)."""
+    grid, dim = int(x.shape[1]), int(x.shape[3])
+    count = windows_per_side(grid, window)
+    padding = count * window - grid
+    x = functional.pad(x, (0, 0, 0, padding, 0, padding)) if padding else x
+    x = x.reshape(-1, count, window, count, window, dim).permute(0, 1, 3, 2, 4, 5)
+    return x.reshape(-1, window, window, dim)
+
+
+def position_logits(q: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+    """`q [N, h, side*side, d]` and tables `[side, side, d]` -> `[N, h, i, j, i']` and `[N, h, i, j, j']`."""
+    q = q.reshape(-1, q.shape[1], len(rows), len(rows), q.shape[3])
+    by_column = (q.transpose(2, 3) @ columns.transpose(-2, -1)).transpose(2, 3)
+    return q @ rows.transpose(-2, -1), by_column
+
+
+def broadcast(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Row and column terms are added to the logits, one after the other."""
+    side, heads, tokens = len(rows), int(q.shape[1]), int(q.shape[2])
+    by_row, by_column = position_logits(q, rows, columns)
+    logits = ((q * q.shape[3] ** -0.5) @ k.transpose(-2, -1)).reshape(-1, heads, side, side, side, side)
+    logits = logits + by_row[..., :, None] + by_column[..., None, :]
+    return logits.reshape(-1, heads, tokens, tokens).softmax(dim=-1) @ v
+
+
+def summed(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Row and column terms are added to each other, then to the logits: what a fused attention takes as its bias."""
+    heads, tokens = int(q.shape[1]), int(q.shape[2])
+    by_row, by_column = position_logits(q, rows, columns)
+    bias = (by_row[..., :, None] + by_column[..., None, :]).reshape(-1, heads, tokens, tokens)
+    return ((q * q.shape[3] ** -0.5) @ k.transpose(-2, -1) + bias).softmax(dim=-1) @ v
+
+
+def selected(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """The sum of row and column terms is a product with a constant matrix of ones and zeros."""
+    terms = flat_positions(q, rows, columns) @ selectors(len(rows)).T
+    return ((q * q.shape[3] ** -0.5) @ k.transpose(-2, -1) + terms).softmax(dim=-1) @ v
+
+
+def augmented(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Row and column terms as further channels of the queries, ones and zeros of the keys: attention without a bias."""
+    chosen, width = selectors(len(rows)), int(q.shape[3])
+    wide_q = torch.cat([q * width**-0.5, flat_positions(q, rows, columns)], dim=-1)
+    wide_k = functional.pad(k, (0, int(chosen.shape[1]))) + functional.pad(chosen, (width, 0))
+    return (wide_q @ wide_k.transpose(-2, -1)).softmax(dim=-1) @ v
+
+
+def flat_positions(q: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """`[N, h, side*side, 2*side]`."""
+    return torch.cat(position_logits(q, rows, columns), dim=-1).reshape(-1, q.shape[1], q.shape[2], 2 * len(rows))
+
+
+def selectors(side: int) -> Tensor:
+    """`[side*side, 2*side]`: ones at a token's row and column."""
+    one = torch.eye(side)
+    return torch.cat([one.repeat_interleave(side, 0), one.repeat(side, 1)], dim=1)
+
+
+FORMULATIONS: dict[str, Core] = {
+    "broadcast": broadcast,
+    "summed": summed,
+    "selected": selected,
+    "augmented": augmented,
+}
+
+
+class BlockPart(GraphPart):
+    """One block as a graph."""
+
+    def __init__(self, name: str, block: nn.Module, config: ModelConfig) -> None:
+        sizes = ("B", config.frames, config.grid, config.grid, config.embed_dim)
+        inputs, outputs = (Port(name=port, dtype="float32", shape=sizes) for port in ("x", "y"))
+        super().__init__((inputs,), (outputs,))
+        self.name, self.block = name, block
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, T, g, g, E]` -> same shape."""
+        return torch.as_tensor(self.block(x.flatten(0, 1))).reshape(-1, *x.shape[1:])
+
+
+class CorePart(GraphPart):
+    """The attention between the two Linears as a graph."""
+
+    def __init__(self, name: str, core: Core, shape: tuple[int, int, int], tables: tuple[Tensor, Tensor]) -> None:
+        port = [Port(name=port, dtype="float32", shape=("B", *shape)) for port in ("q", "k", "v", "out")]
+        super().__init__(tuple(port[:3]), tuple(port[3:]))
+        self.name, self.core = name, core
+        self.rows, self.columns = (nn.Parameter(table) for table in tables)
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """`[B, h, side*side, d]` three times -> the same shape."""
+        return self.core(q, k, v, self.rows, self.columns)
+
+
+def main() -> None:
+    """Check, time, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=0, help="0: all cores.")
+    parser.add_argument("-o", "--output", type=Path, default=RESULTS / "encoder_rewrites.json")
+    arguments = parser.parse_args()
+    timing = {"repeats": arguments.repeats, "threads": arguments.threads}
+    cases = [(name, windowed) for name in NETWORKS for windowed in (True, False)]
+    cores = [measure_core(*case, **timing) for case in cases]
+    blocks = [measure_block(*case, **timing) for case in cases]
+    result = {**timing, "blocks": blocks, "attention_cores": cores, **facts()}
+    arguments.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    print(f"wrote {arguments.output}")
+
+
+def measure_block(network: str, windowed: bool, *, repeats: int, threads: int) -> dict[str, Any]:
+    """Medians in ms of the definition and of the model's own block."""
+    config = NETWORKS[network]
+    block = random_block(config, windowed=windowed)
+    parts = {"plain": BlockPart("plain", PlainBlock(block), config), "block": BlockPart("block", block, config)}
+    feeds = {"x": random_values(1, config.frames, config.grid, config.grid, config.embed_dim)}
+    expected = PlainBlock(block.double())(torch.from_numpy(feeds["x"][0]).double()).numpy()
+    block.float()
+    row = compare(parts, feeds, expected[None], repeats=repeats, threads=threads)
+    return report({"network": network, "windowed": windowed, "shape": list(feeds["x"].shape), **row}, "plain")
+
+
+def measure_core(network: str, windowed: bool, *, repeats: int, threads: int) -> dict[str, Any]:
+    """Medians in ms of the formulations, for as many heads as are computed at once."""
+    config = NETWORKS[network]
+    attention = random_block(config, windowed=windowed).attn
+    rows = config.frames * windows_per_side(config.grid, attention.side) ** 2
+    shape = (attention.heads_at_once, attention.side**2, config.embed_dim // attention.heads)
+    tables = attention._positions()
+    feeds = {name: random_values(rows, *shape, seed=seed) for seed, name in enumerate("qkv")}
+    wide = (torch.from_numpy(feed).double() for feed in feeds.values())
+    expected = broadcast(*wide, *(table.double() for table in tables)).numpy()
+    parts = {name: CorePart(name, core, shape, tables) for name, core in FORMULATIONS.items()}
+    row = compare(parts, feeds, expected, repeats=repeats, threads=threads)
+    return report({"network": network, "windowed": windowed, "shape": [rows, *shape], **row}, "broadcast")
+
+
+def compare(
+    parts: Mapping[str, GraphPart], feeds: dict[str, Floats], expected: NDArray[np.float64], **timing: int
+) -> dict[str, Any]:
+    """Export, hold to what is expected, time in turns."""
+    sessions, operators = {}, {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, part in parts.items():
+            with traceable(part):
+                export_part(part, Path(folder))
+            sessions[name], operators[name] = session(Path(folder) / f"{name}.onnx", timing["threads"])
+    errors = {name: float(np.abs(run.run(None, feeds)[0] - expected).max()) for name, run in sessions.items()}
+    wrong = {name: error for name, error in errors.items() if not error <= TOLERANCE}
+    if wrong:
+        raise SystemExit(f"off by {wrong}, allowed {TOLERANCE}: nothing was timed")
+    times: dict[str, list[float]] = {name: [] for name in sessions}
+    for _ in range(timing["repeats"]):
+        for name, run in sessions.items():
+            started = time.perf_counter()
+            run.run(None, feeds)
+            times[name].append(1000 * (time.perf_counter() - started))
+    return {
+        "median_ms": {name: round(statistics.median(values), 1) for name, values in times.items()},
+        "fastest_ms": {name: round(min(values), 1) for name, values in times.items()},
+        "max_abs_error": errors,
+        "fused_operators": operators,
+    }
+
+
+def session(path: Path, threads: int) -> tuple[onnxruntime.InferenceSession, list[str]]:
+    """On the CPU, with the names of the operators that ONNX Runtime put in place of standard ones."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3  # it warns that what it optimised is for this machine
+    options.optimized_model_filepath = str(path.with_suffix(".optimized.onnx"))
+    run = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    graph = onnx.load(options.optimized_model_filepath, load_external_data=False).graph
+    return run, sorted({node.op_type for node in graph.node if node.domain not in ("", "ai.onnx")})
+
+
+def random_block(config: ModelConfig, *, windowed: bool) -> Block:
+    """With weights that keep values near one, and no bias, norm or position that could be left out unnoticed."""
+    torch.manual_seed(0)
+    index = next(i for i in range(config.depth) if (i not in config.global_blocks) is windowed)
+    block = Block(config, index)
+    for name, parameter in block.named_parameters():
+        if parameter.ndim == 1:
+            nn.init.normal_(parameter, mean=float("norm" in name and "weight" in name), std=0.2)
+        elif "rel_pos" in name:
+            nn.init.normal_(parameter, std=0.1)
+        else:
+            nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
+    return block.eval().requires_grad_(False)
+
+
+def random_values(*shape: int, seed: int = 0) -> Floats:
+    """Of unit size."""
+    return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
+
+
+def report(row: dict[str, Any], first: str) -> dict[str, Any]:
+    """The row with ratios, after it was printed."""
+    medians = row["median_ms"]
+    kind = "windowed" if row["windowed"] else "global"
+    print(f"{row['network']}, {kind}: " + ", ".join(f"{name} {ms} ms" for name, ms in medians.items()), flush=True)
+    ratios = {name: round(medians[first] / ms, 2) for name, ms in medians.items()}
+    return {**row, f"times_faster_than_{first}": ratios}
+
+
+def facts() -> dict[str, Any]:
+    """When and where."""
+    versions = {
+        "onnxruntime": onnxruntime.__version__,
+        "onnx": onnx.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+    revision = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+    )
+    return {
+        "date": datetime.now(timezone.utc).date().isoformat(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "commit": revision.stdout.strip() or None,
+        "versions": versions,
+    }
+
+
+if __name__ == "__main__":
+    with torch.inference_mode():
+        main()
