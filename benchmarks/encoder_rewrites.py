@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import statistics
@@ -60,16 +61,18 @@ class PlainBlock(nn.Module):
         y = self._attention(block.norm1(split_windows(x, block.attn.side)))
         x = x + merge_windows(block.Space_Adapter(y), grid)
         z = block.norm2(x)
-        return x + block.mlp(z) + ADAPTER_SCALE * block.MLP_Adapter(z)
+        out: Tensor = x + block.mlp(z) + ADAPTER_SCALE * block.MLP_Adapter(z)
+        return out
 
     def _attention(self, x: Tensor) -> Tensor:
         attention = self.block.attn
         side, heads, dim = attention.side, attention.heads, int(x.shape[-1])
         qkv = attention.qkv(x).reshape(-1, side * side, 3, heads, dim // heads).permute(2, 0, 3, 1, 4)
         parts = (part.split(attention.heads_at_once, dim=1) for part in qkv.unbind(0))
-        rows, columns = attention._frozen_positions or attention._positions()
-        mixed = torch.cat([broadcast(*some, rows, columns) for some in zip(*parts, strict=True)], dim=1)
-        return attention.proj(mixed.transpose(1, 2).reshape(-1, side, side, dim))
+        tables = attention._frozen_positions or attention._positions()
+        mixed = torch.cat([broadcast(q, k, v, *tables) for q, k, v in zip(*parts, strict=True)], dim=1)
+        out: Tensor = attention.proj(mixed.transpose(1, 2).reshape(-1, side, side, dim))
+        return out
 
 
 def split_windows(x: Tensor, window: int) -> Tensor:
@@ -93,7 +96,7 @@ def broadcast(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor) ->
     """Row and column terms are added to the logits, one after the other."""
     side, heads, tokens = len(rows), int(q.shape[1]), int(q.shape[2])
     by_row, by_column = position_logits(q, rows, columns)
-    logits = ((q * q.shape[3] ** -0.5) @ k.transpose(-2, -1)).reshape(-1, heads, side, side, side, side)
+    logits = ((q * width_scale(q)) @ k.transpose(-2, -1)).reshape(-1, heads, side, side, side, side)
     logits = logits + by_row[..., :, None] + by_column[..., None, :]
     return logits.reshape(-1, heads, tokens, tokens).softmax(dim=-1) @ v
 
@@ -103,19 +106,21 @@ def summed(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor) -> Te
     heads, tokens = int(q.shape[1]), int(q.shape[2])
     by_row, by_column = position_logits(q, rows, columns)
     bias = (by_row[..., :, None] + by_column[..., None, :]).reshape(-1, heads, tokens, tokens)
-    return ((q * q.shape[3] ** -0.5) @ k.transpose(-2, -1) + bias).softmax(dim=-1) @ v
+    logits = (q * width_scale(q)) @ k.transpose(-2, -1)
+    return (logits + bias).softmax(dim=-1) @ v
 
 
 def selected(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """The sum of row and column terms is a product with a constant matrix of ones and zeros."""
     terms = flat_positions(q, rows, columns) @ selectors(len(rows)).T
-    return ((q * q.shape[3] ** -0.5) @ k.transpose(-2, -1) + terms).softmax(dim=-1) @ v
+    logits = (q * width_scale(q)) @ k.transpose(-2, -1)
+    return (logits + terms).softmax(dim=-1) @ v
 
 
 def augmented(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """Row and column terms as further channels of the queries, ones and zeros of the keys: attention without a bias."""
     chosen, width = selectors(len(rows)), int(q.shape[3])
-    wide_q = torch.cat([q * width**-0.5, flat_positions(q, rows, columns)], dim=-1)
+    wide_q = torch.cat([q * width_scale(q), flat_positions(q, rows, columns)], dim=-1)
     wide_k = functional.pad(k, (0, int(chosen.shape[1]))) + functional.pad(chosen, (width, 0))
     return (wide_q @ wide_k.transpose(-2, -1)).softmax(dim=-1) @ v
 
@@ -123,6 +128,11 @@ def augmented(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor) ->
 def flat_positions(q: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """`[N, h, side*side, 2*side]`."""
     return torch.cat(position_logits(q, rows, columns), dim=-1).reshape(-1, q.shape[1], q.shape[2], 2 * len(rows))
+
+
+def width_scale(q: Tensor) -> float:
+    """What queries are multiplied with before their product with the keys."""
+    return 1 / math.sqrt(int(q.shape[3]))
 
 
 def selectors(side: int) -> Tensor:
