@@ -56,12 +56,13 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, shift: Tensor) -> Tensor:
         """Tokens `[N, g, g, dim]` -> squares `[N*n*n, side, side, dim]`, their heads mixed, before `projection`."""
-        dim = int(x.shape[3])
-        q, k, v = self._squares(functional.linear(x, self.qkv.weight))
-        q = q + functional.linear(shift, self.qkv.weight[:dim], self.qkv.bias[:dim]).reshape(self.heads, 1, -1)
-        parts = (part.split(self.heads_at_once, dim=1) for part in (q, k, v))
-        mixed = torch.cat([self._attend(*heads_qkv) for heads_qkv in zip(*parts, strict=True)], dim=1)
-        return mixed.transpose(1, 2).reshape(-1, self.side, self.side, dim)
+        dim, groups = int(x.shape[3]), self.heads // self.heads_at_once
+        parts = self._squares(functional.linear(x, self.qkv.weight)).split(self.heads_at_once, dim=1)
+        queries, keys, values = parts[:groups], parts[groups : 2 * groups], parts[2 * groups :]
+        shifts = functional.linear(shift, self.qkv.weight[:dim], self.qkv.bias[:dim])
+        shifts = shifts.reshape(groups, self.heads_at_once, 1, -1)
+        mixed = [self._attend(q + s, k, v) for q, s, k, v in zip(queries, shifts, keys, values, strict=True)]
+        return torch.cat(mixed, dim=1).transpose(1, 2).reshape(-1, self.side, self.side, dim)
 
     def projection(self, shift: Tensor) -> tuple[Tensor, Tensor]:
         """Weight and bias of the Linear that the mixed heads go through."""
@@ -69,16 +70,16 @@ class Attention(nn.Module):
         common = functional.linear(shift, self.qkv.weight[values], self.qkv.bias[values])
         return self.proj.weight, functional.linear(common, self.proj.weight, self.proj.bias)
 
-    def _squares(self, product: Tensor) -> tuple[Tensor, ...]:
-        """`[N, g, g, 3*dim]` -> queries, keys, values `[N*n*n, heads, side*side, d]`, padded with zeros."""
-        side, heads = self.side, self.heads
+    def _squares(self, product: Tensor) -> Tensor:
+        """`[N, g, g, 3*dim]` -> `[N*n*n, 3*heads, side*side, d]`, padded with zeros at the bottom and right."""
+        side, heads = self.side, 3 * self.heads
         grid, count = int(product.shape[1]), windows_per_side(int(product.shape[1]), side)
         padding = count * side - grid
         if padding:
             product = functional.pad(product, (0, 0, 0, padding, 0, padding))
-        product = product.reshape(-1, count, side, count, side, 3, heads, int(product.shape[3]) // (3 * heads))
-        product = product.permute(5, 0, 1, 3, 6, 2, 4, 7)  # one copy makes windows and heads
-        return product.reshape(3, -1, heads, side * side, int(product.shape[-1])).unbind(0)
+        product = product.reshape(-1, count, side, count, side, heads, int(product.shape[3]) // heads)
+        product = product.permute(0, 1, 3, 5, 2, 4, 6)  # one copy makes windows and heads
+        return product.reshape(-1, heads, side * side, int(product.shape[-1]))
 
     def freeze_positions(self) -> None:
         """Compute the position tables once: they do not depend on the input. Used before export."""
