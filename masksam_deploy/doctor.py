@@ -14,7 +14,7 @@ from masksam_deploy.backends.onnxruntime import import_runtime
 from masksam_deploy.engines.builders import BuildOptions, Target, open_builder
 from masksam_deploy.engines.builders.rtx import import_rtx, known_gpus
 from masksam_deploy.engines.builders.tensorrt import import_tensorrt
-from masksam_deploy.errors import MaskSamError
+from masksam_deploy.errors import MaskSamError, MissingDependencyError
 from masksam_deploy.gpus import Gpus, find_gpus, jetson_release
 
 
@@ -78,13 +78,12 @@ def _package(name: str, load: Callable[[], Any]) -> Package:
 
 
 def _cuda_core() -> Package:
-    """It is looked for, not loaded: nothing here needs it."""
+    """It is looked for, not loaded."""
     from importlib.metadata import version
 
     if find_spec("cuda") is not None and find_spec("cuda.core") is not None:
         return Package("cuda-core", version("cuda-core"), None)
-    install = "running TensorRT's engines needs 'cuda-core'; needs: pip install 'masksam-deploy[kernels-device]'"
-    return Package("cuda-core", None, install)
+    return Package("cuda-core", None, str(MissingDependencyError("cuda-core", "gpu", "running TensorRT's engines")))
 
 
 def _abilities() -> tuple[Ability, ...]:
@@ -96,9 +95,9 @@ def _abilities() -> tuple[Ability, ...]:
     return (
         Ability("onnxruntime on the CPU", cpu, cpu),
         Ability("onnxruntime on the GPU", cuda, cuda),
-        Ability("tensorrt", tensorrt, tensorrt),
+        Ability("tensorrt", tensorrt, tensorrt or _cuda_core().problem),
         # Without a name, the engine would be for this machine's own GPU: refused if there is none that it knows.
-        Ability("rtx", _refusal("rtx", _named_gpu()), _rtx_problem() or find_gpus().problem or _refusal("rtx")),
+        Ability("rtx", _refusal("rtx", _named_gpu()), _rtx_run_problem()),
     )
 
 
@@ -112,6 +111,10 @@ def _refusal(target: Target, options: BuildOptions | None = None, *, device: Dev
 
 def _named_gpu() -> BuildOptions:
     return BuildOptions() if _rtx_problem() else BuildOptions(gpus=known_gpus(import_rtx())[:1])
+
+
+def _rtx_run_problem() -> str | None:
+    return _rtx_problem() or find_gpus().problem or _refusal("rtx") or _cuda_core().problem
 
 
 def _rtx_problem() -> str | None:

@@ -40,10 +40,11 @@ def require(needed: int, limit: int | None, what: str) -> None:
     """
     if limit is not None and needed > limit:
         raise MemoryLimitError(
-            f"{what} needs about {_shown(needed)} besides the network, allowed are {_shown(limit)}; "
+            f"{what} needs about {size_text(needed)} besides the network, allowed are {size_text(limit)}; "
             "crop the scan, or raise --max-ram on a machine that has more"
         )
 
 
-def _shown(size: int) -> str:
+def size_text(size: int) -> str:
+    """For people: in GiB or MiB."""
     return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from math import prod
 from pathlib import Path
 from types import TracebackType
@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from masksam_deploy.backends import Device, GraphChain, open_chain
+from masksam_deploy.backends import Device, Network, open_chain
 from masksam_deploy.bundle import Bundle
 from masksam_deploy.errors import BundleError
 from masksam_deploy.io.grid import check_grid
@@ -20,7 +20,7 @@ from masksam_deploy.memory import require
 from masksam_deploy.postprocess import labels_from_scores
 from masksam_deploy.preprocess import ScanFrame, preprocess, scan_frame
 from masksam_deploy.report import Report, Stopwatch, measure_labels, runtime_versions
-from masksam_deploy.sliding_window import Accumulator, padded_shape, stream_scores, window_count
+from masksam_deploy.sliding_window import Accumulator, Pipeline, padded_shape, stream_scores, window_count
 from masksam_deploy.volume import Volume
 
 Progress = Callable[[int, int], None]
@@ -67,7 +67,7 @@ class Segmenter:
         bundle: Bundle | str | Path,
         *,
         device: Device = "cpu",
-        network: GraphChain | None = None,
+        network: Network | None = None,
         tta: bool = True,
         accumulator: Accumulator = "float32",
         step: float = 0.5,
@@ -87,7 +87,6 @@ class Segmenter:
         self._accumulator = accumulator
         self._step = step
         self._max_ram = max_ram
-        self._device = device
         started = time.perf_counter()
         self._network = network or open_chain(self.bundle, device=device, threads=threads)
         self._load_seconds = time.perf_counter() - started
@@ -116,7 +115,7 @@ class Segmenter:
         scores = stream_scores(
             data,
             self.bundle.patch_size,
-            lambda window: self._predict(window, watch),
+            Pipeline(lambda images: self._predict_all(images, watch), self._network.batch),
             mirror_axes=self.mirror_axes,
             accumulator=self._accumulator,
             classes=self.bundle.classes,
@@ -154,9 +153,14 @@ class Segmenter:
     ) -> None:
         self.close()
 
-    def _predict(self, window: NDArray[np.float32], watch: Stopwatch) -> NDArray[np.float32]:
-        with watch.stage("network"):
-            return self._network(window)
+    def _predict_all(self, images: Iterator[NDArray[np.float32]], watch: Stopwatch) -> Iterator[NDArray[np.float32]]:
+        predictions = self._network.predict_all(images)
+        while True:
+            with watch.stage("network"):
+                scores = next(predictions, None)
+            if scores is None:
+                return
+            yield scores
 
     def _memory(self, scan: Volume, frame: ScanFrame) -> int:
         """Bytes that the scan path holds at its widest, the network's own memory not counted."""
@@ -194,7 +198,8 @@ class Segmenter:
 
     def _settings(self) -> dict[str, object]:
         return {
-            "device": self._device,
+            "device": self._network.device,
+            "batch": self._network.batch,
             "providers": self._network.providers,
             "engine": self._network.engine,
             "precision": self._network.precision,

@@ -7,7 +7,9 @@ z: those planes are final and leave. Only as many planes as a window is deep are
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from itertools import combinations, product
 from typing import Any, Literal, TypeAlias
 
@@ -18,6 +20,7 @@ from masksam_deploy.errors import BackendError
 from masksam_deploy.resample import Shape3
 
 Predict: TypeAlias = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+PredictAll: TypeAlias = Callable[[Iterator[NDArray[np.float32]]], Iterator[NDArray[np.float32]]]
 Progress: TypeAlias = Callable[[int, int], None]
 Scores: TypeAlias = NDArray[np.floating[Any]]
 Accumulator: TypeAlias = Literal["float16", "float32"]
@@ -26,6 +29,20 @@ GAUSSIAN_PEAK = 10.0
 _SIGMA_PER_PATCH = 1 / 8
 _TRUNCATE_SIGMAS = 4.0
 _FLOAT16_MAX = 65504.0
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A network that works ahead, or on several windows at once.
+
+    Attributes:
+        predict_all: images `[B,C,T,P,P]` to scores `[B,classes,T,P,P]`, in order; it may take images before it gives
+            the scores of earlier ones, and may reuse scores' memory once the next are asked for.
+        batch: largest B.
+    """
+
+    predict_all: PredictAll
+    batch: int = 1
 
 
 def window_starts(size: int, patch: int, step: float = 0.5) -> list[int]:
@@ -171,7 +188,7 @@ class _RollingSums:
 def stream_scores(
     data: NDArray[np.float32],
     patch: Shape3,
-    predict: Predict,
+    predict: Predict | Pipeline,
     *,
     mirror_axes: tuple[int, ...],
     accumulator: Accumulator,
@@ -186,7 +203,7 @@ def stream_scores(
             after normalisation), low side `floor(missing / 2)`; the padding is not part of the result.
         patch: window shape (T, P, P).
         predict: the network, `[1,C,T,P,P]` to `[1,classes,T,P,P]`, both float32. It may reuse its result's
-            memory in the next call.
+            memory in the next call. Or one that works ahead.
         mirror_axes: spatial axes to average predictions of mirrored windows over, as stored in the bundle.
         accumulator: "float16" repeats nnU-Net's rounding after every window, "float32" does not round.
         classes: K.
@@ -210,7 +227,7 @@ def stream_scores(
     return _stream(
         data,
         patch,
-        predict,
+        predict if isinstance(predict, Pipeline) else Pipeline(partial(map, predict)),
         mirror_axes=mirror_axes,
         half=accumulator == "float16",
         classes=classes,
@@ -222,7 +239,7 @@ def stream_scores(
 def _stream(
     data: NDArray[np.float32],
     patch: Shape3,
-    predict: Predict,
+    network: Pipeline,
     *,
     mirror_axes: tuple[int, ...],
     half: bool,
@@ -239,16 +256,46 @@ def _stream(
     calls = 1 << len(mirror_axes)
     total = network_calls((depth, height, width), patch, mirror_axes, step)
     done = 0
-    for z, next_z in zip(z_starts, [*z_starts[1:], padded[0]], strict=True):
-        for y, x in product(y_starts, x_starts):
-            window = _cut_window(data, (z, y, x), patch, low)
-            sums.add(_predict_mirrored(window, predict, mirror_axes, classes, (z, y, x)), y, x)
-            done += calls
+    # Windows that run together start at the same plane: those before it are final once the layer is done.
+    layers = [_together(z, list(product(y_starts, x_starts)), network.batch) for z in z_starts]
+    images = _images(data, patch, low, [starts for layer in layers for starts in layer], _mirrorings(mirror_axes))
+    predictions = network.predict_all(images)
+    for layer, z, next_z in zip(layers, z_starts, [*z_starts[1:], padded[0]], strict=True):
+        for starts in layer:
+            means = _mean_of_mirrored(predictions, mirror_axes, (len(starts), classes, *patch), starts)
+            for (_, y, x), scores in zip(starts, means, strict=True):
+                sums.add(scores, y, x)
+            done += calls * len(starts)
             if progress:
                 progress(done, total)
         for plane in range(max(z, low[0]), min(next_z, low[0] + depth)):
             yield plane - low[0], sums.average(plane - z, rows, columns)
         sums.drop(next_z - z)
+
+
+def _together(z: int, corners: Sequence[tuple[int, int]], batch: int) -> list[list[Shape3]]:
+    """The starts of one layer's windows, in runs of at most `batch`."""
+    starts = [(z, y, x) for y, x in corners]
+    return [starts[first : first + batch] for first in range(0, len(starts), batch)]
+
+
+def _mirrorings(mirror_axes: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """Which axes to mirror, in nnU-Net's order, none first."""
+    return [axes for count in range(len(mirror_axes) + 1) for axes in combinations(mirror_axes, count)]
+
+
+def _images(
+    data: NDArray[np.float32],
+    patch: Shape3,
+    low: tuple[int, ...],
+    runs: Sequence[Sequence[Shape3]],
+    mirrorings: Sequence[tuple[int, ...]],
+) -> Iterator[NDArray[np.float32]]:
+    """What the network runs on: each run of windows `[B,C,T,P,P]` in every mirroring."""
+    for starts in runs:
+        windows = np.concatenate([_cut_window(data, start, patch, low) for start in starts])
+        for axes in mirrorings:
+            yield np.ascontiguousarray(np.flip(windows, tuple(axis + 2 for axis in axes)))
 
 
 def cut_windows(data: NDArray[np.float32], patch: Shape3, step: float = 0.5) -> Iterator[NDArray[np.float32]]:
@@ -281,35 +328,34 @@ def _cut_window(data: NDArray[np.float32], start: Shape3, patch: Shape3, low: tu
     return window
 
 
-def _predict_mirrored(
-    window: NDArray[np.float32],
-    predict: Predict,
+def _mean_of_mirrored(
+    predictions: Iterator[NDArray[np.float32]],
     mirror_axes: tuple[int, ...],
-    classes: int,
-    start: Shape3,
+    expected: tuple[int, ...],
+    starts: Sequence[Shape3],
 ) -> NDArray[np.float32]:
-    """The mean float32 prediction `[K,T,P,P]` over the window and its mirror images, in nnU-Net's order."""
-    expected = (1, classes, *window.shape[2:])
-    subsets = [axes for count in range(len(mirror_axes) + 1) for axes in combinations(mirror_axes, count)]
+    """The mean float32 prediction `[B,K,T,P,P]` over windows and their mirror images, in nnU-Net's order."""
+    mirrorings = _mirrorings(mirror_axes)
+    where = f"the window at {starts[0]}" if len(starts) == 1 else f"the windows from {starts[0]} to {starts[-1]}"
     total = np.zeros(0, np.float32)
-    for subset in subsets:
-        axes = tuple(axis + 2 for axis in subset)
-        prediction = np.asarray(predict(np.ascontiguousarray(np.flip(window, axes))), np.float32)
+    for mirroring in mirrorings:
+        axes = tuple(axis + 2 for axis in mirroring)
+        prediction = np.asarray(next(predictions), np.float32)
         if prediction.shape != expected:
             raise BackendError(
-                f"the network returned scores of shape {prediction.shape} for the window at {start}, "
+                f"the network returned scores of shape {prediction.shape} for {where}, "
                 f"expected {expected}; the graphs do not fit the manifest, export the bundle again"
             )
         if not np.isfinite(prediction).all():
-            mirrored = f" mirrored along axes {subset}" if subset else ""
+            mirrored = f" mirrored along axes {mirroring}" if mirroring else ""
             raise BackendError(
-                f"the network returned scores that are not finite for the window at {start}{mirrored}, "
+                f"the network returned scores that are not finite for {where}{mirrored}, "
                 "expected finite numbers; use a wider precision (float32)"
             )
-        if not subset:
+        if not mirroring:
             total = prediction.copy()
         else:
             total += np.flip(prediction, axes)
-    if subsets[1:]:
-        total /= len(subsets)
-    return np.asarray(total[0])
+    if mirrorings[1:]:
+        total /= len(mirrorings)
+    return total

@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
 
-from masksam_deploy.backends.base import Device, Session
+from masksam_deploy.backends.base import IMAGE, SCORES, Device, Image, Scores, Session, precision_in_words
 from masksam_deploy.backends.onnxruntime import OnnxRuntimeSession
 from masksam_deploy.bundle import Bundle
 from masksam_deploy.errors import BackendError
 from masksam_deploy.manifest import Graph
 
-IMAGE = "image"
-SCORES = "semseg"
-NAMES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
-"""What precisions are called in reports."""
-
 
 class GraphChain:
-    """The network as one function: `image [B, C, T, P, P]` -> `semseg [B, K, T, P, P]`.
+    """See `Network`: one session per graph, tensors in the host's memory.
 
     Args:
         stages: graphs in order, with what runs each.
         precisions: of each graph, such as fp16; by default all are float32.
         engine: the name of the engine that the graphs are; None for the bundle's own graphs.
     """
+
+    batch = 1
 
     def __init__(
         self,
@@ -40,7 +37,7 @@ class GraphChain:
         self.engine = engine
         self.precisions = {graph.name: (precisions or {}).get(graph.name, "fp32") for graph, _ in stages}
 
-    def __call__(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
+    def __call__(self, image: Image) -> Scores:
         """Run all graphs; tensors are dropped as soon as no later graph needs them.
 
         Raises:
@@ -54,6 +51,15 @@ class GraphChain:
             _check_shapes(graph, tensors, image.shape[0])
         return tensors[SCORES]
 
+    def predict_all(self, images: Iterator[Image]) -> Iterator[Scores]:
+        """See `Network.predict_all`: one after the other."""
+        return map(self, images)
+
+    @property
+    def device(self) -> Device:
+        """Where all graphs run."""
+        return self._stages[0][1].device
+
     @property
     def providers(self) -> dict[str, str]:
         """What runs each graph."""
@@ -61,11 +67,8 @@ class GraphChain:
 
     @property
     def precision(self) -> str:
-        """In one word, or graph by graph if they differ."""
-        names = {graph: NAMES.get(precision, precision) for graph, precision in self.precisions.items()}
-        if len(set(names.values())) == 1:
-            return next(iter(names.values()))
-        return ", ".join(f"{graph} {name}" for graph, name in names.items())
+        """See `precision_in_words`."""
+        return precision_in_words(self.precisions)
 
     def close(self) -> None:
         """Free all graphs."""

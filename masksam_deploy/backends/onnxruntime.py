@@ -55,6 +55,7 @@ class OnnxRuntimeSession:
                 f"device '{device}' was asked for, but ONNX Runtime fell back to {self.provider}; check that the "
                 "GPU driver and the CUDA and cuDNN libraries that this ONNX Runtime needs are installed"
             )
+        self.device = device
         self._graph = graph
         self._outputs = [port.name for port in graph.outputs]
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
-from masksam_deploy.cli.values import FILE, share
+from masksam_deploy.cli.values import FILE, optional_size, share
 
 if TYPE_CHECKING:
     from masksam_deploy.engines.spec import Precision
@@ -26,15 +26,6 @@ def _batches(_: click.Context, __: click.Parameter, text: str) -> tuple[int, int
     if len(numbers) != 3:
         raise click.BadParameter(f"'{text}' is neither like 2 nor like 1,1,4")
     return (numbers[0], numbers[1], numbers[2])
-
-
-def _bytes(_: click.Context, __: click.Parameter, text: str | None) -> int | None:
-    from masksam_deploy.memory import parse_size
-
-    try:
-        return parse_size(text) if text else None
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from error
 
 
 def _overrides(_: click.Context, __: click.Parameter, texts: tuple[str, ...]) -> dict[str, Precision]:
@@ -110,7 +101,7 @@ class _Recorded(click.Command):
 @click.option("--strict", is_flag=True, help="Fail, instead of giving the graph at fault a larger precision.")
 @click.option("--no-gate", is_flag=True, help="Build without comparing anything; the engine says so ever after.")
 @click.option("--batches", default="1,1,2", show_default=True, callback=_batches, help="Windows: least,best,most.")
-@click.option("--workspace", callback=_bytes, help="GPU memory for a layer, e.g. 2G [all there is].")
+@click.option("--workspace", callback=optional_size, help="GPU memory for a layer, e.g. 2G [all there is].")
 @click.option("--optimization-level", type=click.IntRange(0, 5), help="TensorRT: 0 builds fast, 5 tries most [3].")
 @click.option("--timing-cache", type=FILE, help="TensorRT: measurements to start from and add to.")
 @click.option("--hardware-compatible", is_flag=True, help="TensorRT: one engine for every GPU from Ampere on.")

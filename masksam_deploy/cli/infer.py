@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from masksam_deploy.cli.values import FILE, size_in_bytes
+from masksam_deploy.cli.values import FILE, optional_size, size_in_bytes
 
 if TYPE_CHECKING:
     from masksam_deploy.backends.base import Device
@@ -70,6 +70,11 @@ def _step(_: click.Context, __: click.Parameter, value: float) -> float:
 )
 @click.option("--threads", type=click.IntRange(1), help="CPU threads for the network [all cores].")
 @click.option("--max-ram", callback=size_in_bytes, help="Refuse scans that need more, e.g. 8G [what is free now].")
+@click.option(
+    "--max-vram",
+    callback=optional_size,
+    help="GPU memory that an engine of TensorRT may take, e.g. 4G: fewer windows run at once, or it is refused.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the report instead of a summary.")
 def infer(
     scan: Path,
@@ -86,6 +91,7 @@ def infer(
     step: float,
     threads: int | None,
     max_ram: int | None,
+    max_vram: int | None,
     as_json: bool,
 ) -> None:
     """Segment SCAN, a NIfTI, NRRD or MetaImage file or a folder with one DICOM series.
@@ -106,5 +112,6 @@ def infer(
         step=step,
         threads=threads,
         max_ram=max_ram,
+        max_vram=max_vram,
         as_json=as_json,
     )

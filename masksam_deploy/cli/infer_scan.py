@@ -55,6 +55,7 @@ def infer_scan(
     step: float,
     threads: int | None,
     max_ram: int | None,
+    max_vram: int | None,
     as_json: bool,
 ) -> None:
     """Segment one scan, given as one path per channel; see the command's options."""
@@ -66,7 +67,7 @@ def infer_scan(
     with watch.stage("read"):
         volume = read_volume(inputs, max_voxels=max_ram // BYTES_PER_VOXEL if max_ram else None)
     with watch.stage("load_engine"):
-        network, choice = open_network(loaded, backend, precision, device=device, threads=threads)
+        network, choice = open_network(loaded, backend, precision, device=device, threads=threads, max_vram=max_vram)
     _tell_refused(choice)
     with (
         Segmenter(

@@ -127,6 +127,9 @@ def _tell(result: Any, seconds: float) -> None:
         console.print(_gate_table(result.attempts[-1].verdict))
     else:
         console.print("NOT JUDGED: the gate was switched off with --no-gate. Nothing shows that this engine is right.")
+    if result.attempts and record.target != "onnxruntime":
+        here = record.gate["on_device"] is not None
+        console.print(f"the engines themselves were {'' if here else 'not '}judged on this machine's GPU")
     for attempt in result.attempts[:-1]:
         from masksam_deploy.engines.build import told
 

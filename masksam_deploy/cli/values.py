@@ -11,12 +11,19 @@ FILE = click.Path(path_type=Path, readable=False)
 """A path; what is wrong with a file is said in our own one line."""
 
 
-def size_in_bytes(_: click.Context, __: click.Parameter, text: str | None) -> int | None:
+def size_in_bytes(context: click.Context, parameter: click.Parameter, text: str | None) -> int | None:
     """'8G' -> bytes; by default what memory is free."""
-    from masksam_deploy.memory import available_memory, parse_size
+    from masksam_deploy.memory import available_memory
+
+    return optional_size(context, parameter, text) if text else available_memory()
+
+
+def optional_size(_: click.Context, __: click.Parameter, text: str | None) -> int | None:
+    """'8G' -> bytes; by default no limit."""
+    from masksam_deploy.memory import parse_size
 
     try:
-        return parse_size(text) if text else available_memory()
+        return parse_size(text) if text else None
     except ValueError as error:
         raise click.BadParameter(str(error)) from error
 

@@ -19,6 +19,7 @@ from masksam_deploy.backends.onnxruntime import OnnxRuntimeSession, runtime_vers
 from masksam_deploy.bundle import Bundle, reporting_writes
 from masksam_deploy.engines.builders import Builder, BuildOptions, BuiltEngine
 from masksam_deploy.engines.calibration import MOST_WINDOWS, CalibrationWindows, calibration_windows
+from masksam_deploy.engines.device_gate import judge_on_device, runs_here
 from masksam_deploy.engines.gate import Case, Gate, Limits, Verdict, limits_of
 from masksam_deploy.engines.quantisation import Calibrator
 from masksam_deploy.engines.scans import ScanFiles
@@ -107,6 +108,7 @@ def build_engine(
         BackendError, MissingDependencyError: the runtime is not available.
     """
     builder.check(request.options)
+    on_device = runs_here(builder, request.options)
     windows = _calibration(bundle, request)
     store = bundle.path / ENGINES_DIRECTORY
     staging = store / f".building-{secrets.token_hex(6)}"
@@ -126,7 +128,8 @@ def build_engine(
             threads=request.threads,
             progress=progress,
         ) as graphs:
-            attempts = _judged(bundle, graphs, request, progress)
+            gate = _gate(bundle, request, progress)
+            attempts = _judged(gate, graphs, request) if gate else []
             precisions = attempts[-1].precisions if attempts else request.spec.precisions
             typed = {name: graphs.get(name, precision) for name, precision in precisions.items()}
         built = {
@@ -148,7 +151,7 @@ def build_engine(
             machine=builder.facts(request.options),
             options=_options(request.options),
             graphs={name: engine.file.name for name, engine in built.items()},
-            gate=_gate_report(request, attempts),
+            gate=_gate_report(request, attempts, None),
             provenance={
                 "calibration": _calibration_report(windows, request),
                 "graphs": {name: graph.to_dict() for name, graph in typed.items()},
@@ -164,6 +167,15 @@ def build_engine(
             },
             files={},
         )
+        if gate and on_device:
+            limits = request.limits or limits_of(request.spec.precisions)
+            verdict = judge_on_device(bundle, Engine(staging, record), gate, limits)
+            if not verdict.passed:
+                raise GateError(
+                    f"on the device, {told(Attempt(precisions, verdict))}, though the same graphs pass in ONNX "
+                    "Runtime; build in a larger precision, and report this with what 'masksam-deploy doctor' prints"
+                )
+            record = record.model_copy(update={"gate": _gate_report(request, attempts, verdict)})
         return BuildResult(store_engine(staging, bundle, record), tuple(attempts), built)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -187,21 +199,25 @@ def _calibration(bundle: Bundle, request: BuildRequest) -> CalibrationWindows | 
     return calibration_windows(bundle, scans, most=request.windows, fewest=fewest)
 
 
-def _judged(bundle: Bundle, graphs: TypedGraphs, request: BuildRequest, progress: Progress | None) -> list[Attempt]:
+def _gate(bundle: Bundle, request: BuildRequest, progress: Progress | None) -> Gate | None:
+    """What judges; None if it is switched off."""
+    if request.validation is None:
+        return None
+    return Gate(bundle, request.validation, threads=request.threads, progress=progress)
+
+
+def _judged(gate: Gate, graphs: TypedGraphs, request: BuildRequest) -> list[Attempt]:
     """Judge; while it fails, let the graph that costs most fall back.
 
     Raises:
         GateError: nothing is left that passes, or falling back was not allowed.
     """
-    if request.validation is None:
-        return []
-    gate = Gate(bundle, request.validation, threads=request.threads, progress=progress)
     limits = request.limits or limits_of(request.spec.precisions)
 
     def judge(precisions: Mapping[str, Precision]) -> Verdict:
         files = {name: graphs.get(name, precision).judged for name, precision in precisions.items()}
         title = ", ".join(f"{name} {precision}" for name, precision in precisions.items())
-        return gate.judge(open_typed(bundle, files, precisions, request.threads), limits, title)
+        return gate.judge(open_typed(gate.bundle, files, precisions, request.threads), limits, title)
 
     precisions = dict(request.spec.precisions)
     attempts: list[Attempt] = []
@@ -251,13 +267,14 @@ def _named(progress: Progress | None, what: str) -> Progress:
     return tell
 
 
-def _gate_report(request: BuildRequest, attempts: Sequence[Attempt]) -> dict[str, Any]:
+def _gate_report(request: BuildRequest, attempts: Sequence[Attempt], on_device: Verdict | None) -> dict[str, Any]:
     if request.validation is None:
         return {"judged": False, "why": "switched off with --no-gate"}
     return {
         "judged": True,
         "in": "ONNX Runtime on a CPU" + (", half precision rounded as stored" if request.spec.on_gpu else ""),
         "attempts": [{"precisions": dict(attempt.precisions), **attempt.verdict.to_dict()} for attempt in attempts],
+        "on_device": on_device.to_dict() if on_device else None,
     }
 
 

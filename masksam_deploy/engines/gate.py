@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from masksam_deploy.backends import GraphChain
+from masksam_deploy.backends import Network
 from masksam_deploy.bundle import Bundle
 from masksam_deploy.comparison.overlap import dice_per_class, overlap
 from masksam_deploy.engines.scans import ScanFiles, digest
@@ -196,7 +196,7 @@ class Gate:
         with Segmenter(bundle, tta=False, threads=threads) as segmenter:
             self._float32 = [_packed(self._labels(segmenter, case, "float32").array) for case in self.cases]
 
-    def judge(self, network: GraphChain, limits: Limits, title: str) -> Verdict:
+    def judge(self, network: Network, limits: Limits, title: str) -> Verdict:
         """Segment every case with a network, which is closed, and compare.
 
         Args:

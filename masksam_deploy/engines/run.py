@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, TypeAlias
 
-from masksam_deploy.backends import Device, GraphChain, open_chain, open_stages
+from masksam_deploy.backends import Device, Network, open_chain, open_stages
 from masksam_deploy.backends.onnxruntime import OnnxRuntimeSession
 from masksam_deploy.bundle import Bundle
 from masksam_deploy.engines.builders import BuildOptions, open_builder
@@ -127,22 +128,65 @@ def engine_states(bundle: Bundle, device: Device = "cpu") -> list[EngineState]:
     return states
 
 
-def open_engine(bundle: Bundle, engine: Engine, *, device: Device = "cpu", threads: int | None = None) -> GraphChain:
+def open_engine(
+    bundle: Bundle,
+    engine: Engine,
+    *,
+    device: Device = "cpu",
+    threads: int | None = None,
+    max_vram: int | None = None,
+    keep_kernels: bool = True,
+) -> Network:
     """Load an engine whose files were checked.
 
+    Args:
+        bundle: that it is of.
+        engine: from its store.
+        device: for engines of ONNX Runtime.
+        threads: for engines of ONNX Runtime.
+        max_vram: bytes of GPU memory that an engine of TensorRT may take.
+        keep_kernels: whether what TensorRT for RTX compiles is kept beside the engine.
+
     Raises:
-        EngineError: its target cannot be run by this version.
         BackendError: it does not load.
+        MemoryLimitError: it needs more than `max_vram`.
+        MissingDependencyError: what runs it is not installed.
     """
     files = {name: engine.path(name) for name in engine.record.graphs}
     if engine.record.target != "onnxruntime":
-        raise EngineError(f"{engine.folder}: engines of '{engine.record.target}' cannot be run by this version yet")
+        return _open_on_gpu(bundle, engine, files, max_vram, keep_kernels)
     return open_stages(
         bundle,
         files,
         lambda graph, path: OnnxRuntimeSession(graph, path, device=device, threads=threads),
         engine.record.precisions,
         engine.folder.name,
+    )
+
+
+def _open_on_gpu(
+    bundle: Bundle, engine: Engine, files: Mapping[str, Path], max_vram: int | None, keep_kernels: bool
+) -> Network:
+    from masksam_deploy.backends.tensorrt import EngineFiles, TensorRTChain
+    from masksam_deploy.engines.builders.rtx import import_rtx
+    from masksam_deploy.engines.builders.tensorrt import import_tensorrt
+
+    record = engine.record
+    trt, name = (import_rtx(), "TensorRT for RTX") if record.target == "rtx" else (import_tensorrt(), "TensorRT")
+    return TensorRTChain(
+        trt,
+        bundle.manifest.graphs,
+        EngineFiles(
+            runtime=f"{name} {trt.__version__}",
+            paths=files,
+            hashes={graph: record.files[file].sha256 for graph, file in record.graphs.items()},
+            precisions=record.precisions,
+            name=engine.folder.name,
+            rebuild=engine.rebuild,
+            host_code=bool(record.options.get("version_compatible")),
+            kernels=engine.folder if keep_kernels else None,
+        ),
+        max_vram=max_vram,
     )
 
 
@@ -153,12 +197,22 @@ def open_network(
     *,
     device: Device = "cpu",
     threads: int | None = None,
-) -> tuple[GraphChain, Choice]:
-    """Choose and open what runs; see `choose_engine`."""
+    max_vram: int | None = None,
+) -> tuple[Network, Choice]:
+    """Choose and open what runs; see `choose_engine` and `open_engine`.
+
+    Raises:
+        EngineError: `max_vram` is given, and what is chosen runs in ONNX Runtime, which knows no such limit.
+    """
     choice = choose_engine(bundle, backend, precision, device)
+    if max_vram is not None and (choice.engine is None or choice.engine.record.target == "onnxruntime"):
+        raise EngineError(
+            "--max-vram: found no engine of TensorRT that is valid here, expected one, since ONNX Runtime keeps to no "
+            "such limit; build one with 'masksam-deploy build-engine', or leave --max-vram out"
+        )
     if choice.engine is None:
         return open_chain(bundle, device=device, threads=threads), choice
-    return open_engine(bundle, choice.engine, device=device, threads=threads), choice
+    return open_engine(bundle, choice.engine, device=device, threads=threads, max_vram=max_vram), choice
 
 
 def _rank(engine: Engine) -> tuple[int, int, str]:

@@ -107,15 +107,9 @@ class Engine:
             return Problem("it was made from another version of this bundle", stale=True)
         if machine is None:
             return Problem(f"{self.record.target} cannot run on this machine", stale=False)
-        for name, built in self.record.machine.items():
-            here = machine.get(name, "")
-            fits = here in built.split(",") if name == "gpus" else here == built
-            if not fits:
-                return Problem(
-                    f"it was built for {name} {shown(built)}, here is {shown(here) if here else 'none'}",
-                    stale=name not in FOREIGN,
-                )
-        return None
+        if self.record.options.get("strip_weights"):
+            return Problem("it was built without weights, which this version cannot put back", stale=False)
+        return machine_problem(self.record.machine, machine)
 
     def check_files(self) -> None:
         """Compare every file with its hash, before anything reads it.
@@ -130,6 +124,19 @@ class Engine:
                     f"{self.folder}: {shown(name)}: found another file than was built, expected its recorded SHA-256; "
                     f"build it again: {self.rebuild}"
                 )
+
+
+def machine_problem(built: Mapping[str, str], machine: Mapping[str, str]) -> Problem | None:
+    """Why an engine that depends on `built` must not be used on `machine`, or None; see `Builder.facts`."""
+    for name, expected in built.items():
+        here = machine.get(name, "")
+        fits = here in expected.split(",") if name == "gpus" else here == expected
+        if not fits:
+            return Problem(
+                f"it was built for {name} {shown(expected)}, here is {shown(here) if here else 'none'}",
+                stale=name not in FOREIGN,
+            )
+    return None
 
 
 def engines_of(bundle: Bundle) -> list[Engine]:
@@ -186,8 +193,7 @@ def store_engine(staging: Path, bundle: Bundle, record: EngineRecord) -> Engine:
     """
     target = bundle.path / ENGINES_DIRECTORY / key_of(record)
     with reporting_writes(target):
-        digests = {path.name: file_digest(path) for path in sorted(staging.iterdir())}
-        complete = record.model_copy(update={"files": digests})
+        complete = record.model_copy(update={"files": digests(staging)})
         (staging / RECORD_NAME).write_text(complete.model_dump_json(indent=2) + "\n", encoding="utf-8")
         aside = staging.with_name(f"{staging.name}.replaced")
         if target.exists():
@@ -195,6 +201,11 @@ def store_engine(staging: Path, bundle: Bundle, record: EngineRecord) -> Engine:
         staging.rename(target)
         shutil.rmtree(aside, ignore_errors=True)
     return read_engine(target)
+
+
+def digests(folder: Path) -> dict[str, FileDigest]:
+    """Size and hash of every file in a folder."""
+    return {path.name: file_digest(path) for path in sorted(folder.iterdir())}
 
 
 def key_of(record: EngineRecord) -> str:

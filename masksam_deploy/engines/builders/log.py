@@ -12,6 +12,9 @@ class Log(Protocol):
     def clear(self) -> None:
         """Forget everything."""
 
+    def first_error(self) -> str:
+        """The first error since the last `clear`, or an empty text: when loading fails, what follows is its wake."""
+
     def last_error(self) -> str:
         """The last error, or an empty text."""
 
@@ -39,14 +42,20 @@ def open_log(trt: Any) -> Log:
             """See `Log`."""
             self._lines.clear()
 
+        def first_error(self) -> str:
+            """See `Log`."""
+            return next(iter(self._errors()), "")
+
         def last_error(self) -> str:
             """See `Log`."""
-            errors = [text for level, text in self._lines if level <= int(trt.ILogger.Severity.ERROR)]
-            return errors[-1] if errors else ""
+            return next(reversed(self._errors()), "")
 
         def warnings(self) -> list[str]:
             """See `Log`."""
             return [text for level, text in self._lines if level == int(trt.ILogger.Severity.WARNING)]
+
+        def _errors(self) -> list[str]:
+            return [text for level, text in self._lines if level <= int(trt.ILogger.Severity.ERROR)]
 
     log: Log = Remembering()
     return log
