@@ -1,6 +1,8 @@
 from __future__ import annotations
 
-from itertools import combinations
+from collections import deque
+from collections.abc import Iterator
+from itertools import chain, combinations
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,8 @@ from scipy.ndimage import gaussian_filter
 from masksam_deploy.errors import BackendError
 from masksam_deploy.sliding_window import (
     Accumulator,
+    Pipeline,
+    Predict,
     gaussian_weights,
     network_calls,
     padded_shape,
@@ -155,6 +159,55 @@ def test_streamed_scores_equal_whole_volume_sums_to_the_bit(
     assert network.calls == network_calls(shape, patch, mirror_axes)
     expected = whole_volume_scores(data, patch, network, mirror_axes, np.dtype(accumulator).type)
     np.testing.assert_array_equal(scores, expected)
+
+
+@pytest.mark.parametrize("mirror_axes", [(), (0, 2)])
+@pytest.mark.parametrize("batch", [2, 3, 100])
+def test_windows_that_run_together_give_what_they_give_alone(batch: int, mirror_axes: tuple[int, ...]) -> None:
+    data, patch = random_data((2, 9, 20, 17)), (4, 8, 8)
+    network = FakeNetwork(3, patch)
+    sizes: list[int] = []
+
+    def predict_all(images: Iterator[Image]) -> Iterator[Image]:
+        for image in images:
+            sizes.append(len(image))
+            yield np.concatenate([network(window[None]) for window in image])
+
+    def scores(predict: Predict | Pipeline) -> Image:
+        return np.concatenate([piece for _, piece in stream_scores(data, patch, predict, **run)], axis=1)
+
+    run: Any = {"mirror_axes": mirror_axes, "accumulator": "float32", "classes": 3}
+    np.testing.assert_array_equal(scores(Pipeline(predict_all, batch)), scores(network))
+    assert max(sizes) == min(batch, 4 * 4)  # no more than share their first plane
+    assert sum(sizes) == network_calls((9, 20, 17), patch, mirror_axes)
+
+
+def test_a_network_may_take_images_before_it_gives_scores() -> None:
+    """One buffer for all scores: they are used up before the next are asked for."""
+    data, patch = random_data((1, 9, 20, 17)), (4, 8, 8)
+    network = FakeNetwork(2, patch)
+
+    def two_ahead(images: Iterator[Image]) -> Iterator[Image]:
+        buffer, waiting = np.empty((1, 2, *patch), np.float32), deque[Image]()
+        for image in chain(images, [None, None]):
+            if len(waiting) == 2 or image is None:
+                buffer[...] = network(waiting.popleft())
+                yield buffer
+            if image is not None:
+                waiting.append(image)
+
+    run: Any = {"mirror_axes": (1,), "accumulator": "float16", "classes": 2}
+    ahead = [piece.copy() for _, piece in stream_scores(data, patch, Pipeline(two_ahead), **run)]
+    np.testing.assert_array_equal(ahead, [piece for _, piece in stream_scores(data, patch, network, **run)])
+
+
+def test_progress_counts_every_run_of_windows_that_run_together() -> None:
+    told: list[tuple[int, int]] = []
+    network = FakeNetwork(1, (4, 8, 8))
+    together = Pipeline(lambda images: (np.concatenate([network(w[None]) for w in image]) for image in images), 3)
+    run: Any = {"mirror_axes": (0,), "accumulator": "float32", "classes": 1}
+    list(stream_scores(random_data((1, 4, 8, 17)), (4, 8, 8), together, **run, progress=lambda *at: told.append(at)))
+    assert told == [(6, 8), (8, 8)]
 
 
 def test_short_axes_are_padded_with_zeros_the_smaller_half_first() -> None:

@@ -83,7 +83,8 @@ class Gpu:
         try:
             builder.begin_building("thread_local")  # other threads may go on allocating
             enqueue(int(builder.stream.handle))
-            return builder.end_building().complete()
+            builder.end_building()
+            return builder.complete()
         except Exception as error:  # noqa: BLE001 - whatever it is, the engines run without a graph
             return one_line(str(error), limit=300)
         finally:

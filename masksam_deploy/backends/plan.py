@@ -17,6 +17,23 @@ _ITEM_BYTES = {"float32": 4, "float16": 2}
 
 
 @dataclass(frozen=True)
+class GpuOptions:
+    """How a network runs on the GPU.
+
+    Attributes:
+        batch: windows at once; None for what the engines were tuned for (`--batches`).
+        max_vram: bytes of GPU memory that the network may take; fewer windows run at once to keep to it.
+        cuda_graph: whether to try to capture all engines as one CUDA graph.
+        keep_kernels: whether what TensorRT for RTX compiles is kept beside the engine.
+    """
+
+    batch: int | None = None
+    max_vram: int | None = None
+    cuda_graph: bool = True
+    keep_kernels: bool = True
+
+
+@dataclass(frozen=True)
 class BufferPlan:
     """The tensors between and around the graphs, each one once: ports of the same name are one tensor.
 

@@ -24,13 +24,13 @@ class KernelCache:
 
     Args:
         path: their file; need not exist.
-        engine: hash of the engine's file, so that no other engine's kernels are taken.
+        engine_hash: of the engine's file, so that no other engine's kernels are taken.
     """
 
-    def __init__(self, path: Path, engine: str) -> None:
+    def __init__(self, path: Path, engine_hash: str) -> None:
         self._path = path
-        self._engine = engine
-        self._stored = read_cache(path, engine)
+        self._engine_hash = engine_hash
+        self._stored = read_cache(path, engine_hash)
         self._kernels: Any = None
 
     def attach(self, runtime_config: Any) -> None:
@@ -46,10 +46,10 @@ class KernelCache:
         memory = self._kernels.serialize()
         content = b"" if memory is None else bytes(memory)
         if content and content != self._stored:
-            write_cache(self._path, self._engine, content)
+            write_cache(self._path, self._engine_hash, content)
 
 
-def new_context(trt: Any, engine: Any, cache: KernelCache | None) -> tuple[Any, object]:
+def new_context(trt: Any, engine: Any, kernel_cache: KernelCache | None) -> tuple[Any, object]:
     """See `LoadedEngine`: a context, and its configuration."""
     runtime_config = engine.create_runtime_config()
     runtime_config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
@@ -58,30 +58,30 @@ def new_context(trt: Any, engine: Any, cache: KernelCache | None) -> tuple[Any, 
     eager = trt.DynamicShapesKernelSpecializationStrategy.EAGER
     runtime_config.dynamic_shapes_kernel_specialization_strategy = eager
     runtime_config.cuda_graph_strategy = trt.CudaGraphStrategy.DISABLED  # all engines are captured together
-    if cache is not None:
-        cache.attach(runtime_config)
+    if kernel_cache is not None:
+        kernel_cache.attach(runtime_config)
     return engine.create_execution_context(runtime_config), runtime_config
 
 
-def read_cache(path: Path, engine: str) -> bytes:
+def read_cache(path: Path, engine_hash: str) -> bytes:
     """The content of a file; empty if it is missing, damaged, or of another engine."""
     try:
         data = path.read_bytes()
     except OSError:
         return b""
     digest, content = data[:_DIGEST_BYTES], data[_DIGEST_BYTES:]
-    return content if digest == _digest(engine, content) else b""
+    return content if digest == _digest(engine_hash, content) else b""
 
 
-def write_cache(path: Path, engine: str, content: bytes) -> bool:
+def write_cache(path: Path, engine_hash: str, content: bytes) -> bool:
     """Write it, complete or not at all; returns whether it could be written."""
     try:
         with atomic_path(path) as temporary:
-            temporary.write_bytes(_digest(engine, content) + content)
+            temporary.write_bytes(_digest(engine_hash, content) + content)
     except OutputError:
         return False
     return True
 
 
-def _digest(engine: str, content: bytes) -> bytes:
-    return hashlib.sha256(engine.encode() + content).digest()
+def _digest(engine_hash: str, content: bytes) -> bytes:
+    return hashlib.sha256(engine_hash.encode() + content).digest()

@@ -19,8 +19,8 @@ from masksam_deploy.backends import rtx
 from masksam_deploy.backends.base import Device, Image, Scores, precision_in_words
 from masksam_deploy.backends.cuda_buffers import Gpu, reported
 from masksam_deploy.backends.gpu_runs import GpuRuns, Run
-from masksam_deploy.backends.plan import SLOTS, Need, choose_batch, plan_buffers, require_free
-from masksam_deploy.backends.tensorrt_engine import LoadedEngine
+from masksam_deploy.backends.plan import SLOTS, GpuOptions, Need, choose_batch, plan_buffers, require_free
+from masksam_deploy.backends.tensorrt_engine import LoadedEngine, new_context, new_runtime
 from masksam_deploy.engines.builders.log import open_log
 from masksam_deploy.errors import BackendError
 from masksam_deploy.manifest import Graph
@@ -58,13 +58,11 @@ class TensorRTChain:
         trt: `tensorrt` or `tensorrt_rtx_bindings`.
         graphs: of the bundle, in order.
         files: one engine per graph.
-        batch: windows at once; by default what the engines were tuned for (`--batches`).
-        max_vram: bytes of GPU memory that the network may take; fewer windows run at once to keep to it.
-        cuda_graph: whether to try to capture.
+        options: how they run.
 
     Raises:
         MissingDependencyError: cuda-core is not installed.
-        MemoryLimitError: it needs more than `max_vram`.
+        MemoryLimitError: it needs more than the options allow.
         BackendError: no GPU, or one without room; an engine does not load, is of another graph, or does not run.
     """
 
@@ -75,11 +73,9 @@ class TensorRTChain:
         trt: Any,
         graphs: Sequence[Graph],
         files: EngineFiles,
-        *,
-        batch: int | None = None,
-        max_vram: int | None = None,
-        cuda_graph: bool = True,
+        options: GpuOptions | None = None,
     ) -> None:
+        options = options or GpuOptions()
         self.engine: str | None = files.name
         self.precisions = dict(files.precisions)
         self._runtime = files.runtime
@@ -91,10 +87,10 @@ class TensorRTChain:
         try:
             with reported("loading engines"):
                 self._load(trt, graphs, files)
-                self.need = self._fit(files.name, batch, max_vram)
+                self.need = self._fit(files.name, options)
             self.batch = self.need.batch
             self._runs = GpuRuns(self._gpu, self._plan, self.need)
-            self.without_graph = self._warm_up(self._runs, cuda_graph)
+            self.without_graph = self._warm_up(self._runs, options.cuda_graph)
         except BaseException:
             self.close()
             raise
@@ -108,7 +104,7 @@ class TensorRTChain:
     def providers(self) -> dict[str, str]:
         """What runs each graph, and how: as one CUDA graph or, for a reason, one after the other."""
         how = "one CUDA graph" if self.without_graph is None else f"no CUDA graph: {self.without_graph}"
-        return {engine.graph.name: f"{self._runtime} on {self._gpu.name}, {how}" for engine in self._engines}
+        return {loaded.graph.name: f"{self._runtime} on {self._gpu.name}, {how}" for loaded in self._engines}
 
     def __call__(self, image: Image | object) -> Scores:
         """See `Network`; the scores are valid until the next call but one.
@@ -146,8 +142,8 @@ class TensorRTChain:
         if self._runs is not None:
             self._runs.close()
         self._runs = None
-        for engine in self._engines:
-            engine.close()
+        for loaded in self._engines:
+            loaded.close()
         self._caches = {}
 
     def _open_runs(self) -> GpuRuns:
@@ -159,11 +155,10 @@ class TensorRTChain:
         self._weights = sum(path.stat().st_size for path in files.paths.values())
         require_free(self._weights, self._gpu.free_bytes(), f"loading engine '{files.name}'")
         log = open_log(trt)
-        runtime = trt.Runtime(log)
-        runtime.engine_host_code_allowed = files.host_code
+        runtime = new_runtime(trt, log, host_code=files.host_code)
         self._caches = _caches(trt, files)
         for graph in graphs:
-            engine = LoadedEngine(
+            loaded = LoadedEngine(
                 trt,
                 runtime,
                 log,
@@ -172,31 +167,31 @@ class TensorRTChain:
                 rebuild=files.rebuild,
                 new_context=partial(_new_context, trt, cache=self._caches.get(graph.name)),
             )
-            self._engines.append(engine)
+            self._engines.append(loaded)
 
-    def _fit(self, name: str, batch: int | None, max_vram: int | None) -> Need:
+    def _fit(self, name: str, options: GpuOptions) -> Need:
         """Settle how many windows run at once."""
-        least = max(engine.windows.least for engine in self._engines)
-        most = min(engine.windows.most for engine in self._engines)
-        wanted = batch or min(engine.windows.best for engine in self._engines)
+        least = max(loaded.windows.least for loaded in self._engines)
+        most = min(loaded.windows.most for loaded in self._engines)
+        wanted = options.batch or min(loaded.windows.best for loaded in self._engines)
         if not least <= wanted <= most:
             raise BackendError(
                 f"found a batch of {wanted} windows, expected {least} to {most}, as the engines were built; build them "
                 "with other --batches, or ask for another batch"
             )
-        need = choose_batch(least, wanted, self._need_of, max_vram)
+        need = choose_batch(least, wanted, self._need_of, options.max_vram)
         rest = need.scratch + need.tensors
         require_free(rest, self._gpu.free_bytes(), f"running engine '{name}' with {need.batch} window(s) at once")
         return need
 
     def _need_of(self, batch: int) -> Need:
-        scratch = max(engine.set_windows(batch) for engine in self._engines)
+        scratch = max(loaded.set_windows(batch) for loaded in self._engines)
         return Need(batch, self._weights, scratch, self._plan.device_bytes(batch))
 
     def _warm_up(self, runs: GpuRuns, cuda_graph: bool) -> str | None:
         """Run once, keep what was compiled, capture; returns why there is no CUDA graph."""
-        for engine in self._engines:
-            engine.set_memory(int(runs.scratch.handle), int(runs.scratch.size))
+        for loaded in self._engines:
+            loaded.set_memory(int(runs.scratch.handle), int(runs.scratch.size))
         runs.start_with(self._enqueue)
         with reported("keeping what was compiled"):
             for cache in self._caches.values():
@@ -204,8 +199,8 @@ class TensorRTChain:
         return runs.capture() if cuda_graph else "switched off"
 
     def _enqueue(self, addresses: Mapping[str, int], stream: int) -> None:
-        for engine in self._engines:
-            engine.enqueue(addresses, stream)
+        for loaded in self._engines:
+            loaded.enqueue(addresses, stream)
 
 
 def _is_rtx(trt: Any) -> bool:
@@ -219,6 +214,4 @@ def _caches(trt: Any, files: EngineFiles) -> dict[str, rtx.KernelCache]:
 
 
 def _new_context(trt: Any, engine: Any, *, cache: rtx.KernelCache | None) -> tuple[Any, object]:
-    if _is_rtx(trt):
-        return rtx.new_context(trt, engine, cache)
-    return engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED), None
+    return rtx.new_context(trt, engine, cache) if _is_rtx(trt) else (new_context(trt, engine), None)

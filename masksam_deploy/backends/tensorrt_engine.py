@@ -132,6 +132,18 @@ class LoadedEngine:
         return BackendError(f"engine '{self.graph.name}' {what}{said}; {_advice(reason, self._rebuild)}")
 
 
+def new_runtime(trt: Any, log: Log, *, host_code: bool) -> Any:
+    """What loads engines; `host_code` lets it run the TensorRT that a version-compatible engine carries."""
+    runtime = trt.Runtime(log)
+    runtime.engine_host_code_allowed = host_code
+    return runtime
+
+
+def new_context(trt: Any, engine: Any) -> Any:
+    """An execution context whose working memory is given to it; None if TensorRT refuses. (For RTX, see `rtx`.)"""
+    return engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+
+
 def load_failure(graph: str, reason: str, rebuild: str) -> str:
     """Why an engine does not load and what to do, from what TensorRT said."""
     said = one_line(reason, _LONGEST_REASON) or "it gave no reason"

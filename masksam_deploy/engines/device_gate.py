@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from masksam_deploy.backends.cuda_buffers import import_cuda_core
+from masksam_deploy.backends.plan import GpuOptions
 from masksam_deploy.bundle import Bundle
 from masksam_deploy.engines.builders import Builder, BuildOptions
 from masksam_deploy.engines.gate import Gate, Limits, Verdict
@@ -36,4 +37,4 @@ def judge_on_device(bundle: Bundle, engine: Engine, gate: Gate, limits: Limits) 
     """
     staged = Engine(engine.folder, engine.record.model_copy(update={"files": digests(engine.folder)}))
     # What the runtime compiles is not kept here: it would be stored as a part of the engine.
-    return gate.judge(open_engine(bundle, staged, keep_kernels=False), limits, "the engines on the GPU")
+    return gate.judge(open_engine(bundle, staged, gpu=GpuOptions(keep_kernels=False)), limits, "the engines on the GPU")

@@ -9,6 +9,7 @@ from typing import Literal, TypeAlias
 
 from masksam_deploy.backends import Device, Network, open_chain, open_stages
 from masksam_deploy.backends.onnxruntime import OnnxRuntimeSession
+from masksam_deploy.backends.plan import GpuOptions
 from masksam_deploy.bundle import Bundle
 from masksam_deploy.engines.builders import BuildOptions, open_builder
 from masksam_deploy.engines.spec import PRECISIONS, Precision, Target, label
@@ -134,8 +135,7 @@ def open_engine(
     *,
     device: Device = "cpu",
     threads: int | None = None,
-    max_vram: int | None = None,
-    keep_kernels: bool = True,
+    gpu: GpuOptions | None = None,
 ) -> Network:
     """Load an engine whose files were checked.
 
@@ -144,17 +144,16 @@ def open_engine(
         engine: from its store.
         device: for engines of ONNX Runtime.
         threads: for engines of ONNX Runtime.
-        max_vram: bytes of GPU memory that an engine of TensorRT may take.
-        keep_kernels: whether what TensorRT for RTX compiles is kept beside the engine.
+        gpu: for engines of TensorRT and TensorRT for RTX.
 
     Raises:
         BackendError: it does not load.
-        MemoryLimitError: it needs more than `max_vram`.
+        MemoryLimitError: it needs more GPU memory than `gpu` allows.
         MissingDependencyError: what runs it is not installed.
     """
     files = {name: engine.path(name) for name in engine.record.graphs}
     if engine.record.target != "onnxruntime":
-        return _open_on_gpu(bundle, engine, files, max_vram, keep_kernels)
+        return _open_on_gpu(bundle, engine, files, gpu or GpuOptions())
     return open_stages(
         bundle,
         files,
@@ -164,9 +163,7 @@ def open_engine(
     )
 
 
-def _open_on_gpu(
-    bundle: Bundle, engine: Engine, files: Mapping[str, Path], max_vram: int | None, keep_kernels: bool
-) -> Network:
+def _open_on_gpu(bundle: Bundle, engine: Engine, files: Mapping[str, Path], gpu: GpuOptions) -> Network:
     from masksam_deploy.backends.tensorrt import EngineFiles, TensorRTChain
     from masksam_deploy.engines.builders.rtx import import_rtx
     from masksam_deploy.engines.builders.tensorrt import import_tensorrt
@@ -184,9 +181,9 @@ def _open_on_gpu(
             name=engine.folder.name,
             rebuild=engine.rebuild,
             host_code=bool(record.options.get("version_compatible")),
-            kernels=engine.folder if keep_kernels else None,
+            kernels=engine.folder if gpu.keep_kernels else None,
         ),
-        max_vram=max_vram,
+        gpu,
     )
 
 
@@ -212,7 +209,7 @@ def open_network(
         )
     if choice.engine is None:
         return open_chain(bundle, device=device, threads=threads), choice
-    return open_engine(bundle, choice.engine, device=device, threads=threads, max_vram=max_vram), choice
+    return open_engine(bundle, choice.engine, device=device, threads=threads, gpu=GpuOptions(max_vram=max_vram)), choice
 
 
 def _rank(engine: Engine) -> tuple[int, int, str]:

@@ -1,4 +1,4 @@
-"""Every name of TensorRT's API that the builder uses exists in 10.3, 10.16 and 11.4, and in TensorRT for RTX.
+"""Every name of TensorRT's API that building and running use exists in 10.3, 10.16 and 11.4, and in TensorRT for RTX.
 
 The API files were read from the real bindings wheels by `tensorrt_api/read_api.py`.
 """
@@ -12,20 +12,24 @@ from typing import Any
 
 import pytest
 
+from masksam_deploy import backends
 from masksam_deploy.engines import builders
 
 API = Path(__file__).parent / "tensorrt_api"
 VERSIONS = ("10.3.0", "10.16.1.11", "11.4.0.106")
 BUILDERS = Path(str(builders.__file__)).parent
+BACKENDS = Path(str(backends.__file__)).parent
+SESSION = ("tensorrt_engine.py",)
 SHARED = ("network.py", "serialize.py", "inspector.py", "log.py", "timing_cache.py")
 
-# What these variables hold wherever the builders use TensorRT.
+# What these variables (and attributes of the same names) hold wherever TensorRT is used.
 CLASSES = {
     "builder": "Builder",
     "cache": "ITimingCache",
     "config": "IBuilderConfig",
     "context": "IExecutionContext",
     "engine": "ICudaEngine",
+    "kernels": "IRuntimeCache",
     "inspector": "EngineInspector",
     "layer": "ILayer",
     "network": "INetworkDefinition",
@@ -34,34 +38,8 @@ CLASSES = {
     "plan": "IHostMemory",
     "profile": "IOptimizationProfile",
     "runtime": "Runtime",
+    "runtime_config": "IRuntimeConfig",
     "tensor": "ITensor",
-}
-
-# What running engines takes.
-SESSION = {
-    "ICudaEngine": {
-        "create_execution_context",
-        "device_memory_size_v2",
-        "get_tensor_dtype",
-        "get_tensor_mode",
-        "get_tensor_name",
-        "get_tensor_profile_shape",
-        "get_tensor_shape",
-        "num_io_tensors",
-        "refittable",
-    },
-    "IExecutionContext": {
-        "execute_async_v3",
-        "get_tensor_shape",
-        "infer_shapes",
-        "set_input_shape",
-        "set_optimization_profile_async",
-        "set_tensor_address",
-    },
-    "ExecutionContextAllocationStrategy": {"STATIC", "ON_PROFILE_CHANGE", "USER_MANAGED"},
-    "OnnxParserRefitter": {"refit_from_file", "get_error", "num_errors"},
-    "Refitter": {"refit_cuda_engine", "get_missing_weights"},
-    "Runtime": {"deserialize_cuda_engine", "engine_host_code_allowed"},
 }
 
 Names = dict[str, set[str]]
@@ -78,8 +56,11 @@ def names_used(source: str) -> Names:
                 used.setdefault(owner, set()).add(name)
             case ast.Attribute(value=ast.Name(id="trt"), attr=owner):
                 used.setdefault(owner, set())
-            case ast.Attribute(value=ast.Name(id=variable), attr=name) if variable in CLASSES:
-                used.setdefault(CLASSES[variable], set()).add(name)
+            case (
+                ast.Attribute(value=ast.Name(id=variable), attr=name)
+                | ast.Attribute(value=ast.Attribute(value=ast.Name(id="self"), attr=variable), attr=name)
+            ) if variable.lstrip("_") in CLASSES:
+                used.setdefault(CLASSES[variable.lstrip("_")], set()).add(name)
     return used
 
 
@@ -97,8 +78,8 @@ def offered(version: str) -> Names:
     return {owner: set(names) for owner, names in api(version)["names"].items()}
 
 
-def sources(*files: str) -> str:
-    return "\n".join((BUILDERS / file).read_text() for file in files)
+def sources(*files: str, folder: Path = BUILDERS) -> str:
+    return "\n".join((folder / file).read_text() for file in files)
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -108,7 +89,7 @@ def test_all_that_the_builder_uses_is_in_tensorrt(version: str) -> None:
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_all_that_running_engines_takes_is_in_tensorrt(version: str) -> None:
-    assert missing(SESSION, offered(version)) == set()
+    assert missing(names_used(sources(*SESSION, folder=BACKENDS)), offered(version)) == set()
 
 
 def test_the_search_finds_what_the_builder_uses() -> None:
@@ -119,6 +100,24 @@ def test_the_search_finds_what_the_builder_uses() -> None:
     assert {"node_name", "desc", "code", "local_function_stack"} <= used["ParserError"]
     assert used["IHostMemory"] == {"nbytes"}
     assert {"serialize"} <= names_used("cache.serialize()")["ITimingCache"]
+
+
+def test_the_search_finds_what_running_engines_takes() -> None:
+    used = names_used(sources(*SESSION, "rtx.py", folder=BACKENDS))
+    assert used["Runtime"] == {"deserialize_cuda_engine", "engine_host_code_allowed"}
+    assert used["IExecutionContext"] == {
+        "execute_async_v3",
+        "get_tensor_shape",
+        "infer_shapes",
+        "set_device_memory",
+        "set_input_shape",
+        "set_tensor_address",
+        "update_device_memory_size_for_shapes",
+    }
+    assert {"get_tensor_profile_shape", "get_tensor_dtype", "create_execution_context"} <= used["ICudaEngine"]
+    assert used["IRuntimeCache"] == {"deserialize", "serialize"}
+    assert {"create_runtime_cache", "cuda_graph_strategy"} <= used["IRuntimeConfig"]
+    assert used["ExecutionContextAllocationStrategy"] == {"USER_MANAGED"}
 
 
 @pytest.mark.parametrize(
@@ -148,4 +147,4 @@ def test_all_that_the_builder_uses_is_in_tensorrt_for_rtx() -> None:
     trt = pytest.importorskip("tensorrt_rtx_bindings", reason="needs the 'rtx' extra (Linux)")
     here = {name: set(dir(kind)) for name, kind in vars(trt).items() if isinstance(kind, type)}
     assert missing(names_used(sources(*SHARED, "rtx.py")), here) == set()
-    assert missing(SESSION, here) == set()
+    assert missing(names_used(sources(*SESSION, "rtx.py", folder=BACKENDS)), here) == set()
