@@ -289,6 +289,19 @@ def test_what_goes_up_comes_down(echo: Any, captured: bool) -> None:
     np.testing.assert_array_equal(echo.result(second), images[1])
 
 
+def test_a_graph_that_gives_other_scores_is_not_used(echo: Any) -> None:
+    plain, own = echo._enqueue, int(echo._compute.handle)
+
+    def does_nothing_when_captured(addresses: Mapping[str, int], stream: int) -> None:
+        if stream == own:
+            plain(addresses, stream)
+
+    echo.start_with(does_nothing_when_captured)
+    assert echo.capture() == "it gave other scores than the engines one after the other"
+    image = np.ones((2, 2, 3), np.float32)
+    np.testing.assert_array_equal(echo.result(echo.submit(image)), image)
+
+
 def test_what_cannot_be_captured_runs_without_a_graph(echo: Any) -> None:
     from cuda.core import Stream
 
