@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -60,7 +61,7 @@ def test_int8_on_a_cpu_passes_the_gate_and_infer_would_use_it(bundle: Path) -> N
     assert case.engine["LV cavity"] is not None
     assert case.engine["LV cavity"] > 0.9
     network, choice = open_network(loaded)
-    with network:
+    with closing(network):
         assert choice.engine is not None
         assert network.precision == "int8"
 
