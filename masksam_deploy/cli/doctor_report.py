@@ -32,8 +32,11 @@ def report(found: Diagnosis, bundle: Bundle | None, file: IO[str]) -> None:
     console.print(_table("Targets", ("target", "builds here", "runs here"), abilities))
     if bundle is not None:
         console.print(Text(f"{one_line(bundle.manifest.name)}: every file matches its hash"), soft_wrap=True)
-        states = ((state.name, state.title, _yes_or(state.problem)) for state in engine_states(bundle))
-        console.print(_table("Engines", ("engine", "what it is", "valid here"), states))
+        states = (
+            (state.name, state.title, "yes" if state.judged else "NO", _yes_or(state.problem))
+            for state in engine_states(bundle)
+        )
+        console.print(_table("Engines", ("engine", "what it is", "judged", "valid here"), states))
 
 
 def _gpu_rows(gpus: Gpus) -> list[tuple[str, str]]:

@@ -17,6 +17,7 @@ from masksam_deploy.bundle import Bundle, file_digest
 from masksam_deploy.cli.progress import progress_bar
 from masksam_deploy.engines.run import Backend, Choice, open_network
 from masksam_deploy.engines.spec import Precision
+from masksam_deploy.engines.store import RECORD_NAME
 from masksam_deploy.errors import OutputError, ScanError
 from masksam_deploy.io import read_volume, write_labels
 from masksam_deploy.io.labels import check_label_name
@@ -83,6 +84,9 @@ def infer_scan(
         progress_bar("network") as progress,
     ):
         result = segmenter(volume, partial(progress, "network") if progress else None)
+    if choice.engine is not None:
+        result.report.settings["engine_judged"] = choice.engine.judged
+        result.report.settings["engine_sha256"] = file_digest(choice.engine.folder / RECORD_NAME).sha256
     _write(volume, result, inputs, outputs, watch, title=f"{inputs[0].name}   {loaded.manifest.name}")
     if as_json:
         click.echo(json.dumps(result.report.to_dict(), indent=2))
@@ -156,7 +160,7 @@ def _described(path: Path, name: Path | None = None) -> dict[str, Any]:
 def _tell_refused(choice: Choice) -> None:
     """Say what was not used: nobody should wonder why it is slow."""
     for name, why in choice.stale.items():
-        click.echo(f"engine {name} is not used: {why}", err=True)
+        click.echo(f"engine {one_line(name)} is not used: {one_line(why, limit=1000)}", err=True)
     if choice.foreign:
         click.echo(
             f"{len(choice.foreign)} engine(s) in the bundle are for other machines: masksam-deploy doctor BUNDLE",
@@ -169,6 +173,8 @@ def _tell(result: Report, outputs: Outputs) -> None:
     providers = ", ".join(sorted(set(settings["providers"].values())))
     mirrored = f"mirrored along {settings['mirror_axes']}" if settings["mirror_axes"] else "not mirrored"
     engine = f" (engine {settings['engine']})" if settings["engine"] else ""
+    if settings["engine"] and not settings.get("engine_judged"):
+        engine += ", NOT JUDGED"
     click.echo(
         f"ran on {providers}, {settings['precision']}{engine}: {result.scan['windows']} windows, {mirrored}, "
         f"network {seconds['network']:.1f} s of {sum(seconds.values()):.1f} s"

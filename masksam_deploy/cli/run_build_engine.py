@@ -51,6 +51,8 @@ def run_build_engine(
     """Build and report; see the command's options."""
     if precision is None:
         raise click.UsageError("say in which precision: --fp16, --int8, --bf16 or --fp32")
+    if exclude and "int8" not in (precision, *overrides.values()):
+        raise click.UsageError("--exclude lists layers that stay out of int8; ask for --int8, or leave it out")
     if no_gate and (validation or references or strict):
         raise click.UsageError("--no-gate switches off what --validation, --references and --strict are for")
     for package in ("onnx", "onnxruntime"):
@@ -59,7 +61,7 @@ def run_build_engine(
     from masksam_deploy.engines.build import BuildRequest, build_engine
     from masksam_deploy.engines.builders import BuildOptions, open_builder
     from masksam_deploy.engines.exclusions import read_exclusions
-    from masksam_deploy.engines.gate import Limits, limits_of, validation_cases, with_references
+    from masksam_deploy.engines.gate import validation_cases, with_references
     from masksam_deploy.engines.scans import find_scans
     from masksam_deploy.engines.spec import EngineSpec
 
@@ -76,11 +78,6 @@ def run_build_engine(
                 f"{shown(bundle)}: found no validation scans in the bundle, expected some to judge the engine by; name "
                 "some with --validation, with --references if you have them, or type --no-gate"
             )
-    default = limits_of(spec.precisions)
-    limits = Limits(
-        default.mean if max_mean_loss is None else max_mean_loss,
-        default.worst_class if max_class_loss is None else max_class_loss,
-    )
     request = BuildRequest(
         spec=spec,
         options=BuildOptions(
@@ -96,7 +93,8 @@ def run_build_engine(
         calibration=find_scans(calibration, loaded.channels) if calibration else (),
         windows=windows,
         validation=cases,
-        limits=limits,
+        max_mean_loss=max_mean_loss,
+        max_class_loss=max_class_loss,
         calibrator=calibrator,
         excluded=read_exclusions(loaded, exclude) if "int8" in spec.precisions.values() else {},
         strict=strict,
@@ -130,6 +128,8 @@ def _tell(result: Any, seconds: float) -> None:
     if result.attempts and record.target != "onnxruntime":
         here = record.gate["on_device"] is not None
         console.print(f"the engines themselves were {'' if here else 'not '}judged on this machine's GPU")
+    if record.gate.get("judged_on_calibration_scans"):
+        console.print("note: it was judged on scans that it was calibrated on; other scans would show more")
     for attempt in result.attempts[:-1]:
         from masksam_deploy.engines.build import told
 

@@ -41,7 +41,7 @@ def sensitivity(
 ) -> None:
     """Quantise every layer of BUNDLE alone and rank them by what it does to the class scores and to Dice.
 
-    As few of the worst as are needed are written to an exclusion list, which 'build-engine --int8' uses.
+    The worst, as many as it takes, are written to an exclusion list, which 'build-engine --int8' uses.
     """
     from masksam_deploy.errors import MissingDependencyError
 
@@ -57,6 +57,9 @@ def sensitivity(
     from masksam_deploy.engines.sensitivity import measure_sensitivity
 
     loaded = Bundle.load(bundle)
+    target = output or default_path(loaded)
+    if output:
+        _check_output(output, bundle)
     windows = calibration_windows(loaded, find_scans(calibration, loaded.channels))
     with progress_bar("calibrating") as progress:
         found = measure_sensitivity(
@@ -67,7 +70,6 @@ def sensitivity(
             threads=threads,
             progress=progress,
         )
-    target = output or default_path(loaded)
     content = found.to_dict()
     write_exclusions(
         Exclusions(
@@ -91,6 +93,19 @@ def sensitivity(
     _tell(found, target)
 
 
+def _check_output(path: Path, bundle: Path) -> None:
+    """Refuse what must not be written over, before the work: patient data above all, and a bundle's files."""
+    from masksam_deploy.atomic import check_writable
+    from masksam_deploy.errors import OutputError
+    from masksam_deploy.text import shown
+
+    if path.suffix.lower() != ".json":
+        raise OutputError(f"{shown(path)}: found '{path.suffix}' as its type, expected .json; rename it")
+    if bundle.resolve() in path.resolve().parents:
+        raise OutputError(f"{shown(path)} lies inside the bundle, which must stay as it is; write elsewhere")
+    check_writable(path)
+
+
 def _tell(found: Any, target: Path) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -107,4 +122,4 @@ def _tell(found: Any, target: Path) -> None:
         f"all in int8: {found.dice_loss_of_all:.4f} of Dice lost on the judged windows; without the {left_out} left "
         f"out: {found.dice_loss:.4f}"
     )
-    console.print(f"wrote {target}, which build-engine --int8 uses")
+    console.print(f"wrote {target}; build-engine --int8 uses the bundle's own list, others with --exclude")

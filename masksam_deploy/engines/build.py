@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import secrets
 import shutil
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -26,7 +27,7 @@ from masksam_deploy.engines.scans import ScanFiles
 from masksam_deploy.engines.spec import EngineSpec, Precision
 from masksam_deploy.engines.store import Engine, EngineRecord, store_engine
 from masksam_deploy.engines.typed_graphs import TypedGraphs
-from masksam_deploy.errors import GateError
+from masksam_deploy.errors import EngineError, GateError
 from masksam_deploy.manifest_rules import ENGINES_DIRECTORY
 
 Progress: TypeAlias = Callable[[str, int, int], None]
@@ -45,7 +46,8 @@ class BuildRequest:
         calibration: scans on which ranges are measured; for anything but int8 the validation scans will do.
         windows: of the calibration scans, at most.
         validation: scans that the gate judges by; None switches the gate off, which the engine's record says.
-        limits: what the gate allows; by default what the smallest precision is allowed.
+        max_mean_loss: what the gate allows; by default what the smallest precision of what is judged is allowed.
+        max_class_loss: the same for a class.
         calibrator: how int8 ranges are chosen.
         excluded: graph -> nodes that stay out of int8.
         strict: whether a graph that the gate refuses fails the build instead of falling back.
@@ -58,12 +60,17 @@ class BuildRequest:
     calibration: Sequence[ScanFiles] = ()
     windows: int = MOST_WINDOWS
     validation: Sequence[Case] | None = ()
-    limits: Limits | None = None
+    max_mean_loss: float | None = None
+    max_class_loss: float | None = None
     calibrator: Calibrator = "percentile"
     excluded: Mapping[str, list[str]] = field(default_factory=dict)
     strict: bool = False
     threads: int | None = None
     command: str = ""
+
+    def limits(self, precisions: Mapping[str, Precision]) -> Limits:
+        """What the gate allows these precisions to lose."""
+        return limits_of(precisions, self.max_mean_loss, self.max_class_loss)
 
 
 @dataclass(frozen=True)
@@ -107,16 +114,22 @@ def build_engine(
         OutputError: the store cannot be written.
         BackendError, MissingDependencyError: the runtime is not available.
     """
+    if request.spec.is_the_bundle_itself:
+        raise EngineError(
+            "found float32 for every graph in ONNX Runtime, expected a smaller precision: that is the bundle as it "
+            "is, and 'infer --precision fp32' runs it"
+        )
     builder.check(request.options)
     on_device = runs_here(builder, request.options)
-    windows = _calibration(bundle, request)
     store = bundle.path / ENGINES_DIRECTORY
-    staging = store / f".building-{secrets.token_hex(6)}"
+    staging = store / f"{BUILDING}{secrets.token_hex(6)}"
     with reporting_writes(store):
         staging.mkdir(parents=True)
+        _sweep(store)
     typed_folder = staging / "typed"
     try:
         typed_folder.mkdir()
+        windows = _calibration(bundle, request)
         with TypedGraphs(
             bundle,
             typed_folder,
@@ -151,7 +164,7 @@ def build_engine(
             machine=builder.facts(request.options),
             options=_options(request.options),
             graphs={name: engine.file.name for name, engine in built.items()},
-            gate=_gate_report(request, attempts, None),
+            gate=_gate_report(gate, windows, request, attempts, None),
             provenance={
                 "calibration": _calibration_report(windows, request),
                 "graphs": {name: graph.to_dict() for name, graph in typed.items()},
@@ -168,17 +181,27 @@ def build_engine(
             files={},
         )
         if gate and on_device:
-            limits = request.limits or limits_of(request.spec.precisions)
-            verdict = judge_on_device(bundle, Engine(staging, record), gate, limits)
+            verdict = judge_on_device(bundle, Engine(staging, record), gate, request.limits(precisions))
             if not verdict.passed:
                 raise GateError(
                     f"on the device, {told(Attempt(precisions, verdict))}, though the same graphs pass in ONNX "
                     "Runtime; build in a larger precision, and report this with what 'masksam-deploy doctor' prints"
                 )
-            record = record.model_copy(update={"gate": _gate_report(request, attempts, verdict)})
+            record = record.model_copy(update={"gate": _gate_report(gate, windows, request, attempts, verdict)})
         return BuildResult(store_engine(staging, bundle, record), tuple(attempts), built)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+BUILDING = ".building-"
+_ABANDONED_SECONDS = 24 * 3600
+
+
+def _sweep(store: Path) -> None:
+    """Remove what builds that were killed a day ago or earlier left."""
+    for folder in store.glob(f"{BUILDING}*"):
+        if time.time() - folder.stat().st_mtime > _ABANDONED_SECONDS:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def open_typed(
@@ -212,12 +235,13 @@ def _judged(gate: Gate, graphs: TypedGraphs, request: BuildRequest) -> list[Atte
     Raises:
         GateError: nothing is left that passes, or falling back was not allowed.
     """
-    limits = request.limits or limits_of(request.spec.precisions)
 
     def judge(precisions: Mapping[str, Precision]) -> Verdict:
         files = {name: graphs.get(name, precision).judged for name, precision in precisions.items()}
         title = ", ".join(f"{name} {precision}" for name, precision in precisions.items())
-        return gate.judge(open_typed(gate.bundle, files, precisions, request.threads), limits, title)
+        return gate.judge(
+            open_typed(gate.bundle, files, precisions, request.threads), request.limits(precisions), title
+        )
 
     precisions = dict(request.spec.precisions)
     attempts: list[Attempt] = []
@@ -267,11 +291,21 @@ def _named(progress: Progress | None, what: str) -> Progress:
     return tell
 
 
-def _gate_report(request: BuildRequest, attempts: Sequence[Attempt], on_device: Verdict | None) -> dict[str, Any]:
+def _gate_report(
+    gate: Gate | None,
+    windows: CalibrationWindows | None,
+    request: BuildRequest,
+    attempts: Sequence[Attempt],
+    on_device: Verdict | None,
+) -> dict[str, Any]:
     if request.validation is None:
         return {"judged": False, "why": "switched off with --no-gate"}
     return {
         "judged": True,
+        "scans": gate.hashes if gate else {},
+        "judged_on_calibration_scans": bool(
+            gate and windows and request.calibration and set(gate.hashes.values()) & set(windows.scans.values())
+        ),
         "in": "ONNX Runtime on a CPU" + (", half precision rounded as stored" if request.spec.on_gpu else ""),
         "attempts": [{"precisions": dict(attempt.precisions), **attempt.verdict.to_dict()} for attempt in attempts],
         "on_device": on_device.to_dict() if on_device else None,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from types import TracebackType
 from typing import TypeAlias
@@ -16,7 +18,7 @@ from numpy.typing import NDArray
 from masksam_deploy.backends.onnxruntime import OnnxRuntimeSession
 from masksam_deploy.bundle import Bundle, reporting_writes
 from masksam_deploy.engines.scans import ScanFiles, digest
-from masksam_deploy.errors import ScanError
+from masksam_deploy.errors import OutputError, ScanError
 from masksam_deploy.io import read_volume
 from masksam_deploy.preprocess import preprocess
 from masksam_deploy.sliding_window import cut_windows
@@ -38,7 +40,7 @@ class CalibrationWindows:
 
     Attributes:
         windows: `[1, C, T, P, P]` each, normalised.
-        scans: name of every scan -> SHA-256 over its files.
+        scans: name of every scan that gave windows -> SHA-256 of its voxels and grid.
     """
 
     windows: tuple[Window, ...]
@@ -65,22 +67,29 @@ def calibration_windows(
     Raises:
         ScanError: a scan cannot be read, is given twice, or shows nothing; or there are too few windows.
     """
+    if len(scans) > most:
+        raise ScanError(
+            f"found {len(scans)} calibration scans for {most} windows, expected at most as many scans as windows; "
+            "allow more windows, or name fewer scans"
+        )
     share = max(1, -(-most // max(len(scans), 1)))
     windows: list[Window] = []
     digests: dict[str, str] = {}
     for scan in scans:
-        sha256 = digest(scan)
+        volume = read_volume(scan.paths)
+        sha256 = digest(volume)
         twin = next((name for name, known in digests.items() if known == sha256), None)
         if twin is not None:
             raise ScanError(f"{shown(scan.name)}: found the same scan as {shown(twin)}, expected different ones")
-        digests[scan.name] = sha256
-        data = preprocess(read_volume(scan.paths), bundle.manifest.preprocessing).data
-        useful = [window for window in cut_windows(data, bundle.patch_size) if not _flat(window)]
+        digests[_unique(scan.name, digests)] = sha256
+        data = preprocess(volume, bundle.manifest.preprocessing).data
+        useful = [number for number, window in enumerate(cut_windows(data, bundle.patch_size)) if not _flat(window)]
         if not useful:
             raise ScanError(
                 f"{shown(scan.name)}: found no contrast in any window, expected a scan like those the network is for"
             )
-        windows.extend(_spread(useful, share))
+        chosen = set(_spread(useful, share))  # overlapping windows of a scan together are eight times its size
+        windows.extend(w for number, w in enumerate(cut_windows(data, bundle.patch_size)) if number in chosen)
     if len(windows) < fewest:
         raise ScanError(
             f"found {len(windows)} windows in {len(scans)} calibration scans, expected at least {fewest}; name more"
@@ -107,6 +116,7 @@ class GraphFeeds:
         self.count = len(windows)
         self._folder = tempfile.TemporaryDirectory(prefix="masksam-feeds-")
         try:
+            self._check_room()
             self._keep_images(windows)
             for graph in bundle.manifest.graphs:
                 session = OnnxRuntimeSession(graph, bundle.graph_path(graph.name), threads=threads)
@@ -142,6 +152,17 @@ class GraphFeeds:
     ) -> None:
         self.close()
 
+    def _check_room(self) -> None:
+        """Refuse before the work what would fill the disk, or a memory file system."""
+        ports = {port.name: port for graph in self.bundle.manifest.graphs for port in (*graph.inputs, *graph.outputs)}
+        needed = 4 * self.count * sum(prod(int(size) for size in port.shape[1:]) for port in ports.values())
+        free = shutil.disk_usage(self._folder.name).free
+        if needed > free:
+            raise OutputError(
+                f"{self._folder.name}: found {free / 2**30:.1f} GiB free, expected {needed / 2**30:.1f} for what "
+                f"{self.count} windows pass from graph to graph; set TMPDIR to a larger disk, or use fewer windows"
+            )
+
     def _keep_images(self, windows: Sequence[Window]) -> None:
         for number, window in enumerate(windows):
             self._keep(number, {"image": window})
@@ -161,8 +182,14 @@ def _flat(window: Window) -> bool:
     return bool(counts.max() >= FLAT_SHARE * window.size) or len(values) == 1
 
 
-def _spread(windows: list[Window], count: int) -> list[Window]:
+def _spread(numbers: list[int], count: int) -> list[int]:
     """At most `count` of them, evenly."""
-    if len(windows) <= count:
-        return windows
-    return [windows[round(place)] for place in np.linspace(0, len(windows) - 1, count)]
+    if len(numbers) <= count:
+        return numbers
+    return [numbers[round(place)] for place in np.linspace(0, len(numbers) - 1, count)]
+
+
+def _unique(name: str, taken: Mapping[str, str]) -> str:
+    """Folders of one name are usual: `SAX` of every patient."""
+    numbers = (f"{name} ({number})" for number in range(2, len(taken) + 2))
+    return name if name not in taken else next(other for other in numbers if other not in taken)

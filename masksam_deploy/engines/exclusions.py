@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from masksam_deploy.atomic import atomic_path
-from masksam_deploy.bundle import Bundle
+from masksam_deploy.bundle import Bundle, reporting_writes
 from masksam_deploy.errors import EngineError
 from masksam_deploy.manifest_rules import ENGINES_DIRECTORY, condensed
 from masksam_deploy.text import shown
@@ -76,6 +76,7 @@ def write_exclusions(content: Exclusions, path: Path) -> None:
     Raises:
         OutputError: the disk refuses.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with reporting_writes(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(content.model_dump(), indent=2) + "\n", encoding="utf-8")

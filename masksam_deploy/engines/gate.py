@@ -15,7 +15,7 @@ import numpy as np
 from masksam_deploy.backends import Network
 from masksam_deploy.bundle import Bundle
 from masksam_deploy.comparison.overlap import dice_per_class, overlap
-from masksam_deploy.engines.scans import ScanFiles, digest
+from masksam_deploy.engines.scans import SUFFIXES, ScanFiles, digest, without_suffix
 from masksam_deploy.engines.spec import Precision
 from masksam_deploy.errors import EngineError
 from masksam_deploy.evaluation.label_maps import check_same_grid, read_label_map
@@ -47,6 +47,10 @@ LIMITS: dict[Precision, Limits] = {
     "bf16": Limits(0.001, 0.003),
     "int8": Limits(0.005, 0.010),
 }
+
+
+DRIFT = 0.05
+"""Dice by which an engine may differ from float32 where a reference says that it is no worse."""
 
 
 @dataclass(frozen=True)
@@ -81,14 +85,20 @@ class CaseResult:
     engine: dict[str, float | None] | None = None
 
     def losses(self) -> dict[str, float]:
-        """Dice lost per class that occurs: against the reference, else against float32. A gain counts as 0."""
+        """Dice lost per class that occurs: against the reference, else against float32. A gain counts as 0.
+
+        With a reference, what differs from float32 by more than `DRIFT` is lost all the same: a reference may be empty
+        or may not fit, and then it would let everything pass.
+        """
         if self.float32 is None or self.engine is None:
             return {name: 1.0 - dice for name, dice in self.between.items() if dice is not None}
-        return {
-            name: max(0.0, before - (self.engine[name] or 0.0))
-            for name, before in self.float32.items()
-            if before is not None
-        }
+        lost: dict[str, float] = {}
+        for name, between in self.between.items():
+            before, after = self.float32[name], self.engine[name]
+            drift = 0.0 if between is None else max(0.0, 1.0 - between - DRIFT)
+            if before is not None or after is not None:
+                lost[name] = max(drift, (before or 0.0) - (after or 0.0))
+        return lost
 
 
 @dataclass(frozen=True)
@@ -189,7 +199,8 @@ class Gate:
             )
         self.bundle = bundle
         self.cases = tuple(cases)
-        self.hashes = {case.scan.name: digest(case.scan) for case in cases}
+        self.hashes: dict[str, str] = {}
+        """SHA-256 of every case's voxels and grid, by name."""
         self._names = label_names(bundle.manifest.labels)
         self._threads = threads
         self._progress = progress
@@ -224,7 +235,9 @@ class Gate:
 
     def _labels(self, segmenter: Segmenter, case: Case, title: str) -> Volume:
         what = f"gate: {title} on {case.scan.name}"
-        return segmenter(read_volume(case.scan.paths), partial(self._progress, what) if self._progress else None).labels
+        scan = read_volume(case.scan.paths)
+        self.hashes[case.scan.name] = digest(scan)
+        return segmenter(scan, partial(self._progress, what) if self._progress else None).labels
 
     def _compared(self, case: Case, float32: Array, labels: Volume) -> CaseResult:
         found = overlap(float32, labels.array, self._names, labels.geometry.voxel_volume_ml)
@@ -285,17 +298,20 @@ def with_references(scans: Sequence[ScanFiles], references: Path | None) -> list
         return [Case(scans[0], references)]
     cases = []
     for scan in scans:
-        case = scan.name.split(".")[0].removesuffix("_0000")
-        found = next((path for path in sorted(references.glob(f"{case}.*")) if path.is_file()), None)
-        if found is None:
+        case = without_suffix(scan.name).removesuffix("_0000")
+        found = [path for path in (references / f"{case}{suffix}" for suffix in SUFFIXES) if path.is_file()]
+        if len(found) != 1:
             raise EngineError(
-                f"{shown(references)}: found no reference for {shown(scan.name)}, expected {case}.nii.gz; add it, or "
-                "leave the references out"
+                f"{shown(references)}: found {len(found) or 'no'} reference(s) for {shown(scan.name)}, expected one, "
+                f"{case}.nii.gz; add it, or leave the references out"
             )
-        cases.append(Case(scan, found))
+        cases.append(Case(scan, found[0]))
     return cases
 
 
-def limits_of(precisions: Mapping[str, Precision]) -> Limits:
-    """What the smallest precision among the graphs is allowed to lose."""
-    return max((LIMITS[precision] for precision in precisions.values()), key=lambda limits: limits.mean)
+def limits_of(
+    precisions: Mapping[str, Precision], mean: float | None = None, worst_class: float | None = None
+) -> Limits:
+    """What the smallest precision among the graphs is allowed to lose; numbers that are given win."""
+    default = max((LIMITS[precision] for precision in precisions.values()), key=lambda limits: limits.mean)
+    return Limits(default.mean if mean is None else mean, default.worst_class if worst_class is None else worst_class)

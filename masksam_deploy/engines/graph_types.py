@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnx.inliner
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
@@ -40,7 +41,7 @@ class GraphIndex:
                 self.producer[name] = node
             for name in filter(None, node.input):
                 self.consumers[name].append(node)
-        self.types = _element_types(model)
+        self.types, self.shapes = _inferred(model)
 
     def is_float(self, name: str) -> bool:
         """Whether a tensor is float32."""
@@ -92,8 +93,32 @@ def load_model(path: Path) -> ModelProto:
         raise EngineError(f"{path.name}: found no ONNX graph ({type(error).__name__}), expected one") from error
     if model.functions:
         model = onnx.inliner.inline_local_functions(model)
+    _lift_constants(model.graph)
     name_nodes(model.graph)
     return model
+
+
+def copied(model: ModelProto) -> ModelProto:
+    """A copy made part by part: protobuf copies a message through its bytes, and these end at 2 GiB."""
+    graph = model.graph
+    copy = onnx.helper.make_graph(graph.node, graph.name, graph.input, graph.output, graph.initializer)
+    return onnx.helper.make_model(copy, opset_imports=model.opset_import, ir_version=model.ir_version)
+
+
+def _lift_constants(graph: GraphProto) -> None:
+    """Constant nodes to weights, so that they are converted as weights are."""
+    for node in [node for node in graph.node if node.op_type == "Constant"]:
+        values = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
+        (kind, value), *_ = values.items()
+        if kind == "value":
+            tensor = TensorProto()
+            tensor.CopyFrom(value)
+        else:
+            dtype = np.float32 if kind.startswith("value_float") else np.int64
+            tensor = onnx.numpy_helper.from_array(np.asarray(value, dtype))
+        tensor.name = node.output[0]
+        graph.initializer.append(tensor)
+        graph.node.remove(node)
 
 
 def save_model(model: ModelProto, path: Path) -> None:
@@ -112,6 +137,8 @@ def save_model(model: ModelProto, path: Path) -> None:
             location=f"{path.name}.data" if large else None,
             size_threshold=1024,
         )
+    if large:  # saving took the weights out of the caller's model
+        onnx.load_external_data_for_model(model, str(path.parent))
 
 
 def name_nodes(graph: GraphProto) -> None:
@@ -125,14 +152,16 @@ def name_nodes(graph: GraphProto) -> None:
         taken.add(name)
 
 
-def _element_types(model: ModelProto) -> dict[str, int]:
-    """Element type of every tensor, from ONNX's own inference on the graph without its weights' bytes."""
+def _inferred(model: ModelProto) -> tuple[dict[str, int], dict[str, list[int]]]:
+    """Element type and shape (0 for what is dynamic) of every tensor, inferred without the weights' bytes."""
     skeleton = ModelProto()
     skeleton.CopyFrom(_without_large_weights(model))
     inferred = onnx.shape_inference.infer_shapes(skeleton, strict_mode=False).graph
     values = [*inferred.input, *inferred.output, *inferred.value_info]
     types = {value.name: value.type.tensor_type.elem_type for value in values}
-    return types | {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    shapes = {value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in values}
+    weights = model.graph.initializer
+    return types | {tensor.name: tensor.data_type for tensor in weights}, shapes
 
 
 def _without_large_weights(model: ModelProto) -> ModelProto:

@@ -19,6 +19,8 @@ Half: TypeAlias = Literal["fp16", "bf16"]
 
 _ELEMENT: dict[Half, int] = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 _BF16_OPSET = 22
+_SCALED = frozenset(["QuantizeLinear", "DequantizeLinear"])
+_SMALLEST_HALF = np.float32(2.0**-24)
 _FLOAT32_INPUTS = {"Resize": (1, 2)}
 """Inputs that ONNX fixes to float32."""
 
@@ -137,8 +139,15 @@ class _Rewriter:
 
     def weight(self, name: str) -> TensorProto:
         """A weight as a lowered node reads it."""
-        values = _as_half(self.index.weights[name], self.element)
+        values = self.half_values(name)
         return onnx.numpy_helper.from_array(values, f"{name}__half")
+
+    def half_values(self, name: str) -> NDArray[Any]:
+        """A weight's values in half precision; a scale of int8 must not become 0."""
+        values = onnx.numpy_helper.to_array(self.index.weights[name]).astype(np.float32)
+        if any(reader.op_type in _SCALED and reader.input[1] == name for reader in self.index.consumers[name]):
+            values = np.maximum(values, _SMALLEST_HALF)
+        return values.astype(onnx.helper.tensor_dtype_to_np_dtype(self.element))
 
     def cast_once(self, name: str, element: int) -> str:
         """A tensor in another type, cast by one node for all who read it."""
@@ -176,14 +185,9 @@ class _Simulator(_Rewriter):
         return self.cast_once(self.cast_once(name, self.element), TensorProto.FLOAT)
 
     def weight(self, name: str) -> TensorProto:
-        values = _as_half(self.index.weights[name], self.element).astype(np.float32)
+        values = self.half_values(name).astype(np.float32)
         return onnx.numpy_helper.from_array(values, f"{name}__half")
 
 
 def _cast(name: str, made: str, element: int) -> NodeProto:
     return onnx.helper.make_node("Cast", [name], [made], name=f"cast_{made}", to=element)
-
-
-def _as_half(tensor: TensorProto, element: int) -> NDArray[Any]:
-    values = onnx.numpy_helper.to_array(tensor).astype(np.float32)
-    return values.astype(onnx.helper.tensor_dtype_to_np_dtype(element))

@@ -27,7 +27,9 @@ SENSITIVE = {
     "function": ("Sigmoid", "Sin", "Cos", "Exp", "Log", "Pow", "Sqrt", "Reciprocal"),
 }
 """Operators that keep float32 wherever they are: they add up many terms, or leave fp16's range on the way."""
-DISCONTINUOUS = frozenset(["Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Floor", "Ceil", "Round", "ArgMax"])
+_COMPARISONS = ("Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Equal", "Sign")
+_CHOICES = ("Floor", "Ceil", "Round", "ArgMax", "ArgMin", "TopK", "NonMaxSuppression")
+DISCONTINUOUS = frozenset([*_COMPARISONS, *_CHOICES])
 POSITIONS = frozenset(["Sin", "Cos"])
 
 

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto
 
 from masksam_deploy.backends.onnxruntime import import_runtime
-from masksam_deploy.engines.graph_types import GraphIndex, save_model
+from masksam_deploy.engines.graph_types import GraphIndex, copied, save_model
 
 Calibrator: TypeAlias = Literal["percentile", "entropy"]
 Feeds: TypeAlias = Mapping[str, NDArray[np.float32]]
@@ -25,6 +24,7 @@ Ranges: TypeAlias = Mapping[str, tuple[float, float]]
 PERCENTILE = 99.999
 ENTROPY_BINS = 512
 """ONNX Runtime's default of 128 leaves the search no choice at 128 quantised bins."""
+_DEQUANTISED = "_DequantizeLinear_Output"
 GROUP_BYTES = 2**29
 """Of activations that leave the runtime at a time while histograms are made."""
 SMALLEST_SUM = 32
@@ -65,15 +65,18 @@ def activation_ranges(
     return ranges
 
 
-def quantise(model: ModelProto, nodes: Collection[str], ranges: Ranges) -> ModelProto:
-    """The graph with quantise/dequantise pairs around the inputs of the given nodes, and after convolutions.
+def quantise(model: ModelProto, nodes: Collection[str], ranges: Ranges, *, conv_outputs: bool = True) -> ModelProto:
+    """The graph with quantise/dequantise pairs before the given nodes.
 
-    Weights are symmetric per output channel, activations symmetric per tensor; biases stay in float32.
+    Weights are symmetric per output channel, activations symmetric per tensor; biases stay in float32. Whoever else
+    reads a tensor, the residual stream above all, still reads it in float32.
 
     Args:
         model: in float32, nodes named; not modified.
         nodes: from `quantisable`.
         ranges: from `activation_ranges`.
+        conv_outputs: whether results of convolutions are quantised too: ONNX Runtime multiplies them in int8 only
+            between two quantised tensors.
     """
     quantization = _tools()
     from onnxruntime.quantization.calibrate import TensorData, TensorsData
@@ -82,8 +85,7 @@ def quantise(model: ModelProto, nodes: Collection[str], ranges: Ranges) -> Model
     limits = {
         name: TensorData(lowest=np.float32(low), highest=np.float32(high)) for name, (low, high) in ranges.items()
     }
-    copy = ModelProto()
-    copy.CopyFrom(model)
+    copy = copied(model)
     quantizer = QDQQuantizer(
         copy,
         per_channel=True,
@@ -98,16 +100,34 @@ def quantise(model: ModelProto, nodes: Collection[str], ranges: Ranges) -> Model
             "ActivationSymmetric": True,
             "WeightSymmetric": True,
             "QuantizeBias": False,  # TensorRT takes no int32 biases
-            # A Linear's result goes on in full precision; ONNX Runtime multiplies a convolution in int8 only
-            # between two quantised tensors.
-            "OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"],
+            "OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm", *([] if conv_outputs else ["Conv"])],
         },
     )
     with contextlib.redirect_stdout(io.StringIO()):
         quantizer.quantize_model()
         quantizer.model.topological_sort()
     result: ModelProto = quantizer.model.model
+    _give_back(model, result, nodes, conv_outputs)
     return result
+
+
+def _give_back(model: ModelProto, quantised: ModelProto, nodes: Collection[str], conv_outputs: bool) -> None:
+    """Let nodes that are not quantised read float32 again: the tool replaces a tensor for all who read it."""
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    kept = {tensor.name for tensor in quantised.graph.initializer}
+    convolved = [node for node in model.graph.node if conv_outputs and node.name in nodes and node.op_type == "Conv"]
+    results = {name for node in convolved for name in node.output}
+    for node in quantised.graph.node:
+        if node.name in nodes or node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            continue
+        for place, name in enumerate(node.input):
+            original = name.removesuffix(_DEQUANTISED)
+            if original == name or original in results:
+                continue
+            node.input[place] = original
+            if original in weights and original not in kept:
+                quantised.graph.initializer.append(weights[original])
+                kept.add(original)
 
 
 def _pays(index: GraphIndex, node: NodeProto) -> bool:
@@ -137,12 +157,11 @@ def _tensors_of(index: GraphIndex, nodes: Collection[str]) -> list[str]:
 
 def _groups(model: ModelProto, tensors: list[str]) -> Iterator[set[str]]:
     """Tensors that may leave the runtime together."""
-    shapes = {value.name: value for value in onnx.shape_inference.infer_shapes(model).graph.value_info}
+    shapes = GraphIndex(model).shapes
     group: set[str] = set()
     held = 0
     for name in tensors:
-        dims = shapes[name].type.tensor_type.shape.dim if name in shapes else []
-        size = 4 * prod(dim.dim_value or 1 for dim in dims)
+        size = 4 * prod(size or 1 for size in shapes.get(name, []))
         if group and held + size > GROUP_BYTES:
             yield group
             group, held = set(), 0

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto
 
 from masksam_deploy.backends.onnxruntime import import_runtime
-from masksam_deploy.engines.graph_types import MOVEMENT, GraphIndex, save_model
+from masksam_deploy.engines.graph_types import MOVEMENT, GraphIndex, copied, save_model
 
 Feeds = Mapping[str, NDArray[np.float32]]
 _PREFIX = "largest of "
@@ -53,8 +53,7 @@ def measure_ranges(model: ModelProto, windows: Iterable[Feeds], *, threads: int 
 
 def _watching(model: ModelProto, names: list[str]) -> ModelProto:
     """The graph with one scalar more per tensor: a maximum, so that nothing large leaves the runtime."""
-    watching = ModelProto()
-    watching.CopyFrom(model)
+    watching = copied(model)
     graph = watching.graph
     del graph.output[:]
     for number, name in enumerate(names):
@@ -72,6 +71,8 @@ def _session(path: Path, threads: int | None) -> Callable[[Feeds], dict[str, Any
     options.log_severity_level = 3
     options.intra_op_num_threads = threads or 0
     options.enable_mem_pattern = False
+    # By default every tensor would be kept until all have been computed, and only then looked at.
+    options.execution_order = runtime.ExecutionOrder.PRIORITY_BASED
     session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     inputs = [value.name for value in session.get_inputs()]
     outputs = [value.name for value in session.get_outputs()]

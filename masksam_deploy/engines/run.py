@@ -12,14 +12,14 @@ from masksam_deploy.backends.onnxruntime import OnnxRuntimeSession
 from masksam_deploy.backends.plan import GpuOptions
 from masksam_deploy.bundle import Bundle
 from masksam_deploy.engines.builders import BuildOptions, open_builder
-from masksam_deploy.engines.spec import PRECISIONS, Precision, Target, label
+from masksam_deploy.engines.spec import Precision, Target, label
 from masksam_deploy.engines.store import Engine, broken_engines, engines_of
 from masksam_deploy.errors import EngineError, MaskSamError
 
 Backend: TypeAlias = Literal["auto", "onnxruntime", "tensorrt", "rtx"]
 
 _ORDER: dict[Target, int] = {"tensorrt": 0, "rtx": 1, "onnxruntime": 2}
-_SPEED: dict[str, int] = {"int8": 0, "mixed": 1, "fp16": 2, "bf16": 2, "fp32": 3}
+_SPEED: dict[Precision, int] = {"int8": 0, "fp16": 1, "bf16": 1, "fp32": 2}
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,8 @@ def choose_engine(
     Raises:
         EngineError: a backend or precision was asked for and there is no valid engine of it; says why each is refused.
     """
+    if backend in ("auto", "onnxruntime") and precision == "fp32":
+        return Choice(None, {}, {})
     machines: dict[Target, dict[str, str] | None] = {}
     stale = {folder.name: why for folder, why in broken_engines(bundle).items()}
     foreign: dict[str, str] = {}
@@ -70,12 +72,16 @@ def choose_engine(
         if record.target not in machines:
             machines[record.target] = machine_for(record.target, device)
         problem = engine.problem(bundle, machines[record.target])
-        if problem is None:
+        if problem is None and not engine.judged and precision is None and backend == "auto":
+            stale[engine.folder.name] = "nothing shows that it is right (--no-gate); name its --precision to use it"
+        elif problem is None:
             valid.append(engine)
         elif problem.stale:
             stale[engine.folder.name] = f"{problem.reason}; build it again: {engine.rebuild}"
         else:
             foreign[engine.folder.name] = problem.reason
+    if precision is None:
+        valid = [engine for engine in valid if _is_faster(engine, device)]
     best = min(valid, key=_rank, default=None)
     if best is not None:
         best.check_files()
@@ -125,7 +131,7 @@ def engine_states(bundle: Bundle, device: Device = "cpu") -> list[EngineState]:
                 reason = str(error)
         elif problem.stale:
             reason = f"{reason}; build it again: {engine.rebuild}"
-        states.append(EngineState(engine.folder.name, engine.title, bool(engine.record.gate.get("judged")), reason))
+        states.append(EngineState(engine.folder.name, engine.title, engine.judged, reason))
     return states
 
 
@@ -212,8 +218,15 @@ def open_network(
     return open_engine(bundle, choice.engine, device=device, threads=threads, gpu=GpuOptions(max_vram=max_vram)), choice
 
 
+def _is_faster(engine: Engine, device: Device) -> bool:
+    """Whether it can be faster than the bundle's own graphs: a CPU gains nothing from half precision."""
+    return engine.record.target != "onnxruntime" or device != "cpu" or "int8" in engine.record.precisions.values()
+
+
 def _rank(engine: Engine) -> tuple[int, int, str]:
     record = engine.record
-    fastest = min(_SPEED[precision] for precision in record.precisions.values())
-    assert set(record.precisions.values()) <= set(PRECISIONS)  # the schema saw to it
-    return (_ORDER[record.target], fastest, engine.folder.name)
+    return (
+        _ORDER[record.target],
+        sum(_SPEED[precision] for precision in record.precisions.values()),
+        engine.folder.name,
+    )

@@ -9,9 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from masksam_deploy.bundle import file_digest
+import numpy as np
+
 from masksam_deploy.errors import ScanError
 from masksam_deploy.text import shown
+from masksam_deploy.volume import Volume
 
 SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
 _CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>[0-9]{4})")
@@ -41,22 +43,33 @@ def find_scans(paths: Sequence[Path], channels: int) -> list[ScanFiles]:
     """
     scans: list[ScanFiles] = []
     for path in paths:
-        if not path.exists():
-            raise ScanError(f"{shown(path)}: found nothing there, expected a scan or a folder of scans; check the path")
-        scans.extend(_scans_at(path, channels))
+        try:
+            if not path.exists():
+                raise ScanError(
+                    f"{shown(path)}: found nothing there, expected a scan or a folder of scans; check the path"
+                )
+            scans.extend(_scans_at(path, channels))
+        except OSError as error:
+            raise ScanError(
+                f"{shown(path)}: cannot be read ({error.strerror}), expected a scan or a folder of scans; check the "
+                "permissions"
+            ) from error
     if not scans:
         raise ScanError(f"found no scan in {', '.join(shown(path) for path in paths)}, expected at least one")
     return scans
 
 
-def digest(scan: ScanFiles) -> str:
-    """SHA-256 over the hashes of a scan's files, in order."""
-    total = hashlib.sha256()
-    for path in scan.paths:
-        files = sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
-        for file in files:
-            total.update(file_digest(file).sha256.encode())
+def digest(scan: Volume) -> str:
+    """SHA-256 of a scan's voxels and grid, as they were read: whatever the files are called or consist of."""
+    total = hashlib.sha256(repr(scan.geometry).encode())
+    total.update(np.ascontiguousarray(scan.channels_czyx).data)
     return total.hexdigest()
+
+
+def without_suffix(name: str) -> str:
+    """A file's name without the ending of an image format; other dots belong to the name."""
+    suffix = next((ending for ending in SUFFIXES if name.lower().endswith(ending)), "")
+    return name[: len(name) - len(suffix)]
 
 
 def _scans_at(path: Path, channels: int) -> list[ScanFiles]:
@@ -74,10 +87,17 @@ def _scans_at(path: Path, channels: int) -> list[ScanFiles]:
 
 def _grouped(paths: list[Path], channels: int) -> list[ScanFiles]:
     if channels == 1:
+        for path in paths:
+            match = _CHANNEL.fullmatch(without_suffix(path.name))
+            if match and int(match["channel"]) and len(paths) > 1:
+                raise ScanError(
+                    f"{shown(path)}: found a second channel, expected scans of one channel, as the model takes; name "
+                    "the files of its channel only"
+                )
         return [ScanFiles(path.name, (path,)) for path in paths]
     cases: dict[str, dict[int, Path]] = defaultdict(dict)
     for path in paths:
-        match = _CHANNEL.fullmatch(path.name.split(".")[0])
+        match = _CHANNEL.fullmatch(without_suffix(path.name))
         if match is None:
             raise ScanError(
                 f"{shown(path)}: found a name without a channel, expected CASE_0000 to CASE_{channels - 1:04d} for the "

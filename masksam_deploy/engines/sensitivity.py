@@ -14,12 +14,12 @@ from onnx import ModelProto
 
 from masksam_deploy.backends.onnxruntime import OnnxRuntimeSession
 from masksam_deploy.bundle import Bundle
-from masksam_deploy.comparison.overlap import dice_per_class
 from masksam_deploy.engines.calibration import CalibrationWindows, GraphFeeds
 from masksam_deploy.engines.gate import LIMITS
 from masksam_deploy.engines.graph_types import GraphIndex, load_model, save_model
 from masksam_deploy.engines.protection import protected_by_structure
 from masksam_deploy.engines.quantisation import Calibrator, activation_ranges, quantisable, quantise
+from masksam_deploy.errors import EngineError
 from masksam_deploy.manifest import Graph
 from masksam_deploy.manifest_rules import SCORES_PORT
 
@@ -38,7 +38,7 @@ class LayerLoss:
         graph: it is in.
         node: its name there.
         score_error: norm of the change of the class scores over their norm.
-        dice_loss: 1 - mean Dice between the label maps of the windows; 0 if no window shows a class.
+        dice_loss: 1 - mean Dice between the label maps of the windows.
     """
 
     graph: str
@@ -77,7 +77,7 @@ def measure_sensitivity(
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Sensitivity:
-    """Quantise every layer alone, rank, and leave out as few of the worst as bring the loss within what is allowed.
+    """Quantise every layer alone, rank, and leave out the worst, twice as many each time, until the loss is allowed.
 
     Args:
         bundle: with the float32 graphs.
@@ -127,8 +127,15 @@ class _Judge:
             graph.name: OnnxRuntimeSession(graph, bundle.graph_path(graph.name), threads=threads)
             for graph in self._graphs
         }
-        count = min(JUDGED_WINDOWS, feeds.count)
-        self._windows = [round(place) for place in np.linspace(0, feeds.count - 1, count)]
+        self._regions = bundle.manifest.labels.decision == "regions"
+        showing = [w for w in range(feeds.count) if self._masks(feeds.tensor(w, SCORES_PORT)).any()]
+        if not showing:
+            raise EngineError(
+                "found no class in any calibration window, expected some that show what the bundle segments; name "
+                "other scans"
+            )
+        count = min(JUDGED_WINDOWS, len(showing))
+        self._windows = [showing[round(place)] for place in np.linspace(0, len(showing) - 1, count)]
         self._expected = [feeds.tensor(window, SCORES_PORT) for window in self._windows]
 
     def loss(self, changed: Mapping[str, ModelProto]) -> tuple[float, float]:
@@ -143,7 +150,25 @@ class _Judge:
             scores = [self._run(window, sessions) for window in self._windows]
             for session in sessions.values():
                 session.close()
-        return _score_error(scores, self._expected), _dice_loss(scores, self._expected)
+        return _score_error(scores, self._expected), self._dice_loss(scores)
+
+    def _masks(self, scores: Scores) -> NDArray[np.bool_]:
+        """Which voxels each class takes, `[B, classes, ...]`: all but the background, or every region."""
+        if self._regions:
+            return scores > 0
+        classes = np.arange(1, scores.shape[1]).reshape(1, -1, *[1] * (scores.ndim - 2))
+        return np.asarray(scores.argmax(axis=1, keepdims=True) == classes)
+
+    def _dice_loss(self, scores: Sequence[Scores]) -> float:
+        """1 - mean Dice over the windows and the classes that occur in them."""
+        dice: list[float] = []
+        for a, b in zip(scores, self._expected, strict=True):
+            found, wanted = (self._masks(array).reshape(-1, *array.shape[2:]) for array in (a, b))
+            for one, other in zip(found, wanted, strict=True):
+                size = int(one.sum()) + int(other.sum())
+                if size:
+                    dice.append(2 * int((one & other).sum()) / size)
+        return 1.0 - float(np.mean(dice)) if dice else 0.0
 
     def close(self) -> None:
         """Free the float32 graphs."""
@@ -206,13 +231,3 @@ def _score_error(scores: Sequence[Scores], expected: Sequence[Scores]) -> float:
     change = sum(float(np.square(a - b, dtype=np.float64).sum()) for a, b in zip(scores, expected, strict=True))
     size = sum(float(np.square(b, dtype=np.float64).sum()) for b in expected)
     return float(np.sqrt(change / size)) if size else 0.0
-
-
-def _dice_loss(scores: Sequence[Scores], expected: Sequence[Scores]) -> float:
-    """1 - mean Dice over the windows and classes that occur."""
-    dice: list[float] = []
-    for a, b in zip(scores, expected, strict=True):
-        found, wanted = a[0].argmax(axis=0), b[0].argmax(axis=0)
-        per_class = dice_per_class(found, wanted, range(a.shape[1]))
-        dice.extend(value for value in per_class.values() if value is not None)
-    return 1.0 - float(np.mean(dice)) if dice else 0.0

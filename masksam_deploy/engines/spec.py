@@ -14,7 +14,6 @@ from masksam_deploy.text import shown
 Precision: TypeAlias = Literal["fp32", "fp16", "bf16", "int8"]
 Target: TypeAlias = Literal["onnxruntime", "tensorrt", "rtx"]
 
-PRECISIONS: tuple[Precision, ...] = ("int8", "fp16", "bf16", "fp32")
 TARGETS: tuple[Target, ...] = ("onnxruntime", "tensorrt", "rtx")
 
 
@@ -52,6 +51,11 @@ class EngineSpec:
         if unknown:
             raise EngineError(f"found graph {shown(unknown[0])}, expected one of {', '.join(names)}")
         return cls(target, {name: (overrides or {}).get(name, precision) for name in names}, device)
+
+    @property
+    def is_the_bundle_itself(self) -> bool:
+        """Whether nothing would change: ONNX Runtime runs the bundle's float32 graphs as they are."""
+        return self.target == "onnxruntime" and set(self.precisions.values()) == {"fp32"}
 
     @property
     def on_gpu(self) -> bool:

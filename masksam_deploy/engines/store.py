@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shlex
 import shutil
 from collections.abc import Mapping
@@ -23,6 +24,7 @@ from masksam_deploy.engines.spec import Precision, Target, label
 from masksam_deploy.errors import EngineError
 from masksam_deploy.manifest import FileDigest
 from masksam_deploy.manifest_rules import ENGINES_DIRECTORY, condensed, is_plain_name, shown
+from masksam_deploy.text import one_line
 
 RECORD_NAME = "engine.json"
 RECORD_LIMIT = 64 * 2**20
@@ -88,9 +90,25 @@ class Engine:
         return f"{self.record.target} {label(self.record.precisions)}"
 
     @property
+    def judged(self) -> bool:
+        """Whether the Dice gate looked at it."""
+        return self.record.gate.get("judged") is True
+
+    @property
     def rebuild(self) -> str:
-        """The command that makes it again."""
-        return str(self.record.provenance.get("command", "masksam-deploy build-engine"))
+        """The command that makes it again, from checked values only: a record may come from anywhere."""
+        record = self.record
+        chosen = label(record.asked)
+        words = ["build-engine", str(self.folder.parents[1]), f"--{'fp32' if chosen == 'mixed' else chosen}"]
+        if chosen == "mixed":
+            words += [word for graph, precision in record.asked.items() for word in ("--graph", f"{graph}={precision}")]
+        if "int8" in record.asked.values():
+            words += ["--calibration", "SCANS"]
+        if record.target != "onnxruntime":
+            words += ["--target", record.target]
+        if record.target == "rtx" and re.fullmatch(r"[a-z0-9]+(,[a-z0-9]+)*", record.machine.get("gpus", "")):
+            words += ["--gpu", record.machine["gpus"]]
+        return one_line(command_line(words))
 
     def path(self, graph: str) -> Path:
         """The file of a graph."""
@@ -103,12 +121,16 @@ class Engine:
             bundle: that it lies in.
             machine: what this machine is to the engine's target; None if the target cannot run here.
         """
+        if set(self.record.graphs) != {graph.name for graph in bundle.manifest.graphs}:
+            return Problem("it has other graphs than the bundle", stale=True)
         if self.record.bundle_sha256 != bundle.sha256:
             return Problem("it was made from another version of this bundle", stale=True)
         if machine is None:
             return Problem(f"{self.record.target} cannot run on this machine", stale=False)
         if self.record.options.get("strip_weights"):
             return Problem("it was built without weights, which this version cannot put back", stale=False)
+        if set(self.record.machine) != set(machine):
+            return Problem("its record does not say for which machine it was built", stale=True)
         return machine_problem(self.record.machine, machine)
 
     def check_files(self) -> None:
@@ -175,7 +197,7 @@ def read_engine(folder: Path) -> Engine:
     for name in (*record.files, *record.graphs.values()):
         if not is_plain_name(name) or "/" in name or name not in record.files:
             raise EngineError(f"{path}: found file {shown(name)}, expected a listed plain name; build the engine again")
-    if set(record.graphs) != set(record.precisions):
+    if not set(record.graphs) == set(record.precisions) == set(record.asked):
         raise EngineError(f"{path}: found other graphs than precisions, expected one each; build the engine again")
     return Engine(folder, record)
 

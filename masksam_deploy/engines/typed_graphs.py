@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from masksam_deploy.engines.quantisation import Calibrator, activation_ranges, q
 from masksam_deploy.engines.ranges import measure_ranges
 from masksam_deploy.engines.spec import Precision
 from masksam_deploy.errors import EngineError
+from masksam_deploy.text import shown
 
 
 @dataclass
@@ -44,7 +46,7 @@ class TypedGraph:
         """For the engine's record."""
         return {
             "protected": dict(sorted(self.protected.items())),
-            "ranges": dict(sorted(self.ranges.items())),
+            "ranges": {name: value if isfinite(value) else None for name, value in sorted(self.ranges.items())},
             "quantised": sorted(self.quantised),
             "excluded_from_int8": sorted(self.excluded),
         }
@@ -85,6 +87,12 @@ class TypedGraphs:
         self._folder = folder
         self._calibrator: Calibrator = calibrator
         self._excluded = excluded or {}
+        known = [graph.name for graph in bundle.manifest.graphs]
+        if unknown := sorted(set(self._excluded) - set(known)):
+            raise EngineError(
+                f"found graph {shown(unknown[0])} in the exclusion list, expected {', '.join(known)}; write the list "
+                "again with masksam-deploy sensitivity"
+            )
         self._rest = rest
         self._simulated = simulated
         self._threads = threads
@@ -124,8 +132,8 @@ class TypedGraphs:
         path = self._folder / f"{graph}.{precision}.onnx"
         made = TypedGraph(path, path, protected)
         halves = self._rest if precision == "int8" else precision
-        if halves == "fp16" and self._feeds:
-            made.ranges = self._measured(graph, model)
+        if halves == "fp16":
+            made.ranges = self._measured(graph, model) if self._feeds else {}
             for name, reason in protected_by_range(index, made.ranges).items():
                 protected.setdefault(name, reason)
         if precision == "int8":
@@ -135,8 +143,8 @@ class TypedGraphs:
                 made.judged = path.with_suffix(".judged.onnx")
                 save_model(simulate_precision(model, halves, protected), made.judged)
             model = lower_precision(model, halves, protected)
-        _check(model, graph)
         save_model(model, made.path)
+        _check(made.path, graph)
         return made
 
     def _measured(self, graph: str, model: onnx.ModelProto) -> dict[str, float]:
@@ -155,6 +163,11 @@ class TypedGraphs:
         feeds = self._feeds
         candidates = quantisable(index, made.protected)
         left_out = set(self._excluded.get(graph, ()))
+        if unknown := sorted(left_out - {node.name for node in model.graph.node}):
+            raise EngineError(
+                f"graph '{graph}': found {shown(unknown[0])} in the exclusion list, expected names of its layers; "
+                "write the list again with masksam-deploy sensitivity"
+            )
         made.excluded = [name for name in candidates if name in left_out]
         made.quantised = [name for name in candidates if name not in left_out]
         if not made.quantised:
@@ -168,7 +181,7 @@ class TypedGraphs:
             lambda: _told(feeds, graph, f"calibrating {graph}", self._progress),
             self._calibrator,
         )
-        return quantise(model, made.quantised, ranges)
+        return quantise(model, made.quantised, ranges, conv_outputs=not self._simulated)
 
 
 def _told(feeds: GraphFeeds, graph: str, what: str, progress: Progress | None) -> Iterator[dict[str, Window]]:
@@ -178,10 +191,9 @@ def _told(feeds: GraphFeeds, graph: str, what: str, progress: Progress | None) -
             progress(what, number, feeds.count)
 
 
-def _check(model: onnx.ModelProto, graph: str) -> None:
+def _check(path: Path, graph: str) -> None:
     try:
-        if model.ByteSize() < 2**31:
-            onnx.checker.check_model(model, full_check=True)
+        onnx.checker.check_model(str(path), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError) as error:
         raise EngineError(
             f"graph '{graph}': the converted graph is no valid ONNX ({str(error).splitlines()[0]}); please report this"

@@ -19,7 +19,7 @@ from masksam_deploy.backends.plan import GpuOptions
 from masksam_deploy.bundle import Bundle
 from masksam_deploy.engines.build import BuildRequest, build_engine
 from masksam_deploy.engines.builders import BuildOptions, Target, open_builder
-from masksam_deploy.engines.gate import Case, Limits
+from masksam_deploy.engines.gate import Case
 from masksam_deploy.engines.run import open_engine
 from masksam_deploy.engines.scans import find_scans
 from masksam_deploy.engines.spec import EngineSpec
@@ -248,7 +248,7 @@ def test_the_gate_judges_the_engines_themselves(bundle: Bundle, engine: Engine) 
     target = engine.record.target
     spec = EngineSpec.of(bundle, target, "fp16")
     case = Case(find_scans([SCAN], bundle.channels)[0])
-    request = BuildRequest(spec, validation=(case,), limits=Limits(0.05, 0.05))
+    request = BuildRequest(spec, validation=(case,), max_mean_loss=0.05, max_class_loss=0.05)
     gate: Any = build_engine(bundle, open_builder(target), request).engine.record.gate
     assert gate["on_device"]["passed"]
 

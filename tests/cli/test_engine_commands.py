@@ -148,7 +148,7 @@ def test_doctor_lists_engines_and_whether_they_are_valid_here(bundle: Path) -> N
 
 
 def test_a_stale_engine_is_not_used_and_infer_says_why(bundle: Path, scans: Path, tmp_path: Path) -> None:
-    invoke("build-engine", bundle, "--fp16")
+    invoke("build-engine", bundle, "--int8", "--calibration", scans)
     (record,) = bundle.glob("engines/*/engine.json")
     content = json.loads(record.read_text())
     content["machine"]["onnxruntime"] = "0.1"
@@ -159,9 +159,38 @@ def test_a_stale_engine_is_not_used_and_infer_says_why(bundle: Path, scans: Path
     assert "build it again: masksam-deploy build-engine" in ran.stderr
     assert "float32" in ran.stdout
     message = refused(
-        "infer", scans / "scan_10.nii.gz", "-b", bundle, "-o", tmp_path / "x.nii.gz", "--precision", "fp16"
+        "infer", scans / "scan_10.nii.gz", "-b", bundle, "-o", tmp_path / "x.nii.gz", "--precision", "int8"
     )
-    assert "found no fp16 engine that is valid here" in message
+    assert "found no int8 engine that is valid here" in message
+
+
+def test_an_unjudged_engine_says_so_when_it_runs(bundle: Path, scans: Path, tmp_path: Path) -> None:
+    invoke("build-engine", bundle, "--fp16", "--no-gate")
+    command = ("infer", scans / "scan_10.nii.gz", "-b", bundle, "-o", tmp_path / "seg.nii.gz")
+    assert "NOT JUDGED" in invoke(*command, "--precision", "fp16").stdout
+    plain = invoke(*command)
+    assert "float32" in plain.stdout
+    assert "nothing shows that it is right" in plain.stderr
+    settings = json.loads(invoke(*command, "--precision", "fp16", "--json").stdout)["settings"]
+    assert settings["engine_judged"] is False
+    assert len(settings["engine_sha256"]) == 64
+
+
+def test_sensitivity_writes_over_no_scan_and_into_no_bundle(bundle: Path, scans: Path, tmp_path: Path) -> None:
+    scan = scans / "scan_10.nii.gz"
+    before = scan.read_bytes()
+    assert "expected .json" in refused("sensitivity", bundle, "--calibration", scans, "-o", scan)
+    assert scan.read_bytes() == before
+    assert "lies inside the bundle" in refused(
+        "sensitivity", bundle, "--calibration", scans, "-o", bundle / "list.json"
+    )
+    refused("sensitivity", bundle, "--calibration", scans, "-o", scan / "list.json")
+
+
+def test_options_without_effect_are_refused(bundle: Path, tmp_path: Path) -> None:
+    result = invoke("build-engine", bundle, "--fp16", "--exclude", tmp_path / "list.json")
+    assert result.exit_code == 2
+    assert "--exclude lists layers that stay out of int8" in result.output
 
 
 def test_engines_of_the_same_bundle_can_be_compared(bundle: Path, scans: Path) -> None:

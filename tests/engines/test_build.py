@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +20,7 @@ from masksam_deploy import Segmenter
 from masksam_deploy.bundle import Bundle
 from masksam_deploy.engines.build import BuildRequest, build_engine
 from masksam_deploy.engines.builders import BuildOptions, Precision, Target, open_builder
-from masksam_deploy.engines.gate import Limits, validation_cases
+from masksam_deploy.engines.gate import Case, Limits, validation_cases
 from masksam_deploy.engines.run import choose_engine, open_engine
 from masksam_deploy.engines.scans import find_scans
 from masksam_deploy.engines.spec import EngineSpec
@@ -150,10 +152,50 @@ def test_a_range_beyond_fp16_is_protected_so_that_the_gate_passes(outlier_bundle
 
 
 def test_where_nothing_passes_no_engine_is_built(own_bundle: Bundle, calibration: Path) -> None:
-    impossible = replace(request(own_bundle, "int8", calibration), limits=Limits(-1.0, -1.0))
+    impossible = replace(request(own_bundle, "int8", calibration), max_mean_loss=-1.0)
     with pytest.raises(GateError, match="no graph passes in less than float32"):
         build_engine(own_bundle, open_builder("onnxruntime"), impossible)
     assert engines_of(own_bundle) == []
+
+
+def test_what_fell_back_is_judged_by_the_limits_of_what_is_left(own_bundle: Bundle, calibration: Path) -> None:
+    """int8 may lose 0.005, but an engine that is fp16 in the end may not."""
+    asked = replace(request(own_bundle, "int8", calibration, target="rtx"), options=BuildOptions(gpus=("sm89",)))
+    assert asked.limits({"encoder": "int8", "decoder": "fp16"}).mean == 0.005
+    assert asked.limits({"encoder": "fp16", "decoder": "fp16"}).mean == 0.001
+    assert replace(asked, max_mean_loss=0.5).limits({"encoder": "fp16"}) == Limits(0.5, 0.003)
+
+
+def test_float32_in_onnx_runtime_is_the_bundle_itself(own_bundle: Bundle) -> None:
+    with pytest.raises(EngineError, match="that is the bundle as it is"):
+        build_engine(own_bundle, open_builder("onnxruntime"), request(own_bundle, "fp32"))
+
+
+def test_exclusions_of_layers_that_do_not_exist_are_refused(own_bundle: Bundle, calibration: Path) -> None:
+    for excluded, message in (({"encodr": ["make_mixed"]}, "encodr"), ({"encoder": ["make_mixd"]}, "make_mixd")):
+        careless = replace(request(own_bundle, "int8", calibration), excluded=excluded)
+        with pytest.raises(EngineError, match=message):
+            build_engine(own_bundle, open_builder("onnxruntime"), careless)
+
+
+def test_what_a_killed_build_left_is_swept_after_a_day(own_bundle: Bundle) -> None:
+    store = own_bundle.path / "engines"
+    for name, age in (("old", 2 * 86400), ("young", 60)):
+        (store / f".building-{name}").mkdir(parents=True)
+        os.utime(store / f".building-{name}", (time.time() - age,) * 2)
+    build_engine(own_bundle, open_builder("onnxruntime"), request(own_bundle, "fp16"))
+    assert [path.name for path in store.glob(".building-*")] == [".building-young"]
+
+
+def test_judging_on_the_scans_that_were_calibrated_on_is_recorded(own_bundle: Bundle, calibration: Path) -> None:
+    scans = find_scans([calibration], 1)
+    again = replace(
+        request(own_bundle, "int8", calibration), validation=[Case(scan) for scan in scans], max_mean_loss=1.0
+    )
+    gate = build_engine(own_bundle, open_builder("onnxruntime"), again).engine.record.gate
+    assert gate["judged_on_calibration_scans"] is True
+    other = build_engine(own_bundle, open_builder("onnxruntime"), request(own_bundle, "int8", calibration))
+    assert other.engine.record.gate["judged_on_calibration_scans"] is False
 
 
 def test_without_the_gate_the_record_says_that_nothing_was_judged(own_bundle: Bundle) -> None:
@@ -203,7 +245,7 @@ def test_a_wrong_gpu_is_refused_before_any_calibration(own_bundle: Bundle, calib
     assert told == []
 
 
-def test_a_full_disk_or_locked_folder_is_an_error_and_leaves_nothing(own_bundle: Bundle) -> None:
+def test_a_file_in_the_stores_place_is_an_error(own_bundle: Bundle) -> None:
     (own_bundle.path / "engines").write_text("a file where the store should be")
     with pytest.raises(OutputError, match="engines"):
         build_engine(own_bundle, open_builder("onnxruntime"), request(own_bundle, "fp16"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from masksam_deploy.backends import open_chain
 from masksam_deploy.bundle import Bundle
 from masksam_deploy.engines.calibration import GraphFeeds, calibration_windows
 from masksam_deploy.engines.scans import ScanFiles, find_scans
-from masksam_deploy.errors import ScanError
+from masksam_deploy.errors import OutputError, ScanError
 from masksam_deploy.io.write_scan import write_scan
 from masksam_deploy.volume import Volume
 from tests.engines.small_bundle import ball_scan, write_ball_scans
@@ -85,6 +86,49 @@ def test_every_graph_is_fed_what_the_chain_passes_on(bundle: Bundle, calibration
         assert number == len(windows) - 1
         assert folder.exists()
     assert not folder.exists()
+
+
+def test_folders_of_the_same_name_are_kept_apart_and_twins_found_all_the_same(
+    bundle: Bundle, calibration: Path, tmp_path: Path
+) -> None:
+    paths = []
+    for number in (10, 11):
+        (tmp_path / str(number)).mkdir()
+        paths.append(tmp_path / str(number) / "SAX.nii.gz")
+        shutil.copy(calibration / f"scan_{number}.nii.gz", paths[-1])
+    found = calibration_windows(bundle, find_scans(paths, 1))
+    assert set(found.scans) == {"SAX.nii.gz", "SAX.nii.gz (2)"}
+    with pytest.raises(ScanError, match="found the same scan as"):
+        calibration_windows(bundle, find_scans([*paths, calibration / "scan_10.nii.gz"], 1))
+
+
+def test_more_scans_than_windows_are_refused(bundle: Bundle, calibration: Path) -> None:
+    with pytest.raises(ScanError, match="found 3 calibration scans for 2 windows"):
+        calibration_windows(bundle, find_scans([calibration], 1), most=2, fewest=1)
+
+
+def test_a_second_channel_is_no_scan_of_a_model_of_one(tmp_path: Path) -> None:
+    for name in ("a_0000", "a_0001"):
+        (tmp_path / f"{name}.nii.gz").touch()
+    with pytest.raises(ScanError, match="found a second channel"):
+        find_scans([tmp_path], 1)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_locked_folder_is_a_refusal(tmp_path: Path) -> None:
+    (tmp_path / "locked").mkdir(mode=0)
+    with pytest.raises(ScanError, match="cannot be read"):
+        find_scans([tmp_path / "locked"], 1)
+
+
+def test_a_disk_that_cannot_hold_what_passes_between_the_graphs_is_refused_first(
+    bundle: Bundle, calibration: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    windows = calibration_windows(bundle, find_scans([calibration], 1)).windows
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    with pytest.raises(OutputError, match="set TMPDIR to a larger disk, or use fewer windows"):
+        GraphFeeds(bundle, windows)
 
 
 def test_several_channels_are_grouped_by_case(tmp_path: Path) -> None:

@@ -254,6 +254,43 @@ def test_any_chain_of_layers_stays_close_and_valid(layers: list[str]) -> None:
     assert np.linalg.norm(found - expected) <= 2e-2 * max(float(np.linalg.norm(expected)), 1e-3)
 
 
+def test_constants_inside_a_graph_are_lowered_like_weights(tmp_path: Path) -> None:
+    constant = helper.make_node(
+        "Constant", [], ["two"], name="two", value=numpy_helper.from_array(np.array(2.0, np.float32))
+    )
+    graph = helper.make_graph(
+        [constant, helper.make_node("Mul", ["x", "two"], ["out"], name="mul")],
+        "constant",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])],
+        [helper.make_tensor_value_info("out", TensorProto.FLOAT, [1])],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), tmp_path / "g.onnx")
+    lowered = lower_precision(load_model(tmp_path / "g.onnx"), "fp16", {})
+    onnx.checker.check_model(lowered, full_check=True)
+    assert run(lowered, {"x": np.array([1.5], np.float32)})["out"] == 3.0
+
+
+def test_a_scale_of_int8_does_not_become_zero_in_half_precision() -> None:
+    graph = helper.make_graph(
+        [
+            helper.make_node("DequantizeLinear", ["w", "scale", "zero"], ["weight"], name="dq"),
+            helper.make_node("MatMul", ["x", "weight"], ["out"], name="product"),
+        ],
+        "scale",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 2])],
+        [helper.make_tensor_value_info("out", TensorProto.FLOAT, [1, 2])],
+        [
+            numpy_helper.from_array(np.ones((2, 2), np.int8), "w"),
+            numpy_helper.from_array(np.array(1e-9, np.float32), "scale"),
+            numpy_helper.from_array(np.array(0, np.int8), "zero"),
+        ],
+    )
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    lowered = lower_precision(made, "fp16", {})
+    scales = [numpy_helper.to_array(t) for t in lowered.graph.initializer if t.name == "scale__half"]
+    assert [float(scale) > 0 for scale in scales] == [True]
+
+
 def test_nodes_without_names_get_some_that_do_not_repeat(tmp_path: Path) -> None:
     graph = helper.make_graph(
         [

@@ -119,6 +119,60 @@ def test_the_rest_of_an_int8_graph_can_be_half_precision(encoder: onnx.ModelProt
     assert np.linalg.norm(run(mixed, feeds)["features"] - expected) < 0.02 * np.linalg.norm(expected)
 
 
+def test_who_is_not_quantised_reads_the_same_float32_as_before() -> None:
+    """A residual stream, and a weight that two nodes share: the tool would give both in eight bits to everybody."""
+    graph = model(
+        "residual",
+        [
+            node("MatMul", ["x", "weight"], "first"),
+            node("Add", ["x", "first"], "stream"),
+            node("MatMul", ["stream", "other"], "second"),
+            node("Add", ["stream", "second"], "summed"),
+            node("Mul", ["summed", "weight"], "out"),
+        ],
+        {"x": ["B", 64, 64]},
+        {"out": ["B", 64, 64]},
+        {"weight": np.random.default_rng(0).normal(size=(64, 64)), "other": np.eye(64)},
+    )
+    x = np.random.default_rng(1).normal(size=(1, 64, 64)).astype(np.float32)
+    nodes = ["make_first", "make_second"]
+    ranges = activation_ranges(graph, nodes, lambda: iter([{"x": x}]))
+    quantised = quantise(graph, nodes, ranges)
+    onnx.checker.check_model(quantised, full_check=True)
+    inputs = {n.name: list(n.input) for n in quantised.graph.node}
+    assert inputs["make_stream"] == ["x", "first"]
+    assert inputs["make_summed"] == ["stream", "second"]
+    assert inputs["make_out"] == ["summed", "weight"]
+    assert all("Dequantize" in name for chosen in nodes for name in inputs[chosen])
+
+
+def test_convolutions_keep_their_results_in_float_where_the_runtime_allows_it() -> None:
+    graph = model(
+        "two",
+        [node("Conv", ["x", "a"], "middle"), node("Conv", ["middle", "b"], "out")],
+        {"x": ["B", 64, 8, 8]},
+        {"out": ["B", 64, 8, 8]},
+        {"a": np.ones((64, 64, 1, 1)) / 64, "b": np.ones((64, 64, 1, 1)) / 64},
+    )
+    nodes = ["make_middle", "make_out"]
+    x = np.random.default_rng(1).normal(size=(1, 64, 8, 8)).astype(np.float32)
+    ranges = activation_ranges(graph, nodes, lambda: iter([{"x": x}]))
+    for outputs, count in ((True, 3), (False, 2)):
+        made = quantise(graph, nodes, ranges, conv_outputs=outputs)
+        assert sum(n.op_type == "QuantizeLinear" for n in made.graph.node) == count
+
+
+def test_weights_in_a_file_of_their_own_are_quantised_too(
+    encoder: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = quantised_encoder(encoder)
+    monkeypatch.setattr("masksam_deploy.engines.graph_types.EMBED_LIMIT", 1)
+    found = quantised_encoder(encoder)
+    assert {name: value.tobytes() for name, value in constants(found).items()} == {
+        name: value.tobytes() for name, value in constants(expected).items()
+    }
+
+
 def with_output(graph: onnx.ModelProto, name: str) -> onnx.ModelProto:
     watched = onnx.ModelProto()
     watched.CopyFrom(graph)

