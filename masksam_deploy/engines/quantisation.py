@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto
+from onnx import ModelProto, NodeProto, TensorProto
 
 from masksam_deploy.backends.onnxruntime import import_runtime
 from masksam_deploy.engines.graph_types import GraphIndex, copied, save_model
@@ -86,6 +86,7 @@ def quantise(model: ModelProto, nodes: Collection[str], ranges: Ranges, *, conv_
         name: TensorData(lowest=np.float32(low), highest=np.float32(high)) for name, (low, high) in ranges.items()
     }
     copy = copied(model)
+    _untie_weights(copy, nodes)
     quantizer = QDQQuantizer(
         copy,
         per_channel=True,
@@ -109,6 +110,23 @@ def quantise(model: ModelProto, nodes: Collection[str], ranges: Ranges, *, conv_
     result: ModelProto = quantizer.model.model
     _give_back(model, result, nodes, conv_outputs)
     return result
+
+
+def _untie_weights(model: ModelProto, nodes: Collection[str]) -> None:
+    """Give every quantised node a weight of its own: ONNX Runtime's exact int8 sums refuse one that two nodes share."""
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    taken: set[str] = set()
+    for node in model.graph.node:
+        if node.name not in nodes:
+            continue
+        name = node.input[1]
+        if name in taken:
+            own = TensorProto()
+            own.CopyFrom(weights[name])
+            own.name = f"{name}__{node.name}"
+            model.graph.initializer.append(own)
+            node.input[1] = own.name
+        taken.add(name)
 
 
 def _give_back(model: ModelProto, quantised: ModelProto, nodes: Collection[str], conv_outputs: bool) -> None:

@@ -22,8 +22,12 @@ from masksam_deploy.engines.ranges import measure_ranges
 from tests.engines.small_bundle import PATCH, model, node
 
 
-def run(graph: onnx.ModelProto, feeds: dict[str, Any]) -> dict[str, Any]:
-    session = import_runtime().InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
+def run(graph: onnx.ModelProto, feeds: dict[str, Any], *, exact: bool = False) -> dict[str, Any]:
+    """In ONNX Runtime; `exact` as `OnnxRuntimeSession` runs int8."""
+    options = import_runtime().SessionOptions()
+    if exact:
+        options.add_session_config_entry("session.x64quantprecision", "1")
+    session = import_runtime().InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
     names = [value.name for value in session.get_outputs()]
     return dict(zip(names, session.run(names, feeds), strict=True))
 

@@ -146,6 +146,27 @@ def test_who_is_not_quantised_reads_the_same_float32_as_before() -> None:
     assert all("Dequantize" in name for chosen in nodes for name in inputs[chosen])
 
 
+def test_layers_that_share_a_weight_load_and_compute_the_same() -> None:
+    graph = model(
+        "tied",
+        [
+            node("Conv", ["x", "shared"], "a"),
+            node("Conv", ["a", "shared"], "b"),
+            node("Conv", ["b", "shared"], "out"),
+        ],
+        {"x": ["B", 64, 4, 8, 8]},
+        {"out": ["B", 64, 4, 8, 8]},
+        {"shared": np.random.default_rng(0).normal(0, 0.15, (64, 64, 1, 1, 1))},
+    )
+    nodes = ["make_a", "make_b", "make_out"]
+    x = np.random.default_rng(1).normal(size=(1, 64, 4, 8, 8)).astype(np.float32)
+    ranges = activation_ranges(graph, nodes, lambda: iter([{"x": x}]))
+    quantised = quantise(graph, nodes, ranges)
+    expected = run(graph, {"x": x})["out"]
+    found = run(quantised, {"x": x}, exact=True)["out"]
+    assert np.linalg.norm(found - expected) < 0.05 * np.linalg.norm(expected)
+
+
 def test_convolutions_keep_their_results_in_float_where_the_runtime_allows_it() -> None:
     graph = model(
         "two",
