@@ -14,6 +14,8 @@ _MODULE_VERSION = Path("/sys/module/nvidia/version")
 
 _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76  # CUdevice_attribute
 _NAME_BYTES = 256
+_NVML_CLOCK_SM, _NVML_CLOCK_MEMORY = 1, 2  # nvmlClockType_t
+_NVML_TEMPERATURE_GPU = 0  # nvmlTemperatureSensors_t
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,57 @@ def find_gpus(cuda_library: str = CUDA_LIBRARY, nvml_library: str = NVML_LIBRARY
     count = _integer(cuda.cuDeviceGetCount)
     devices = tuple(_gpu(cuda, index) for index in range(count))
     return Gpus(devices, f"{version // 1000}.{version % 1000 // 10}", driver, None if devices else "no NVIDIA GPU")
+
+
+@dataclass(frozen=True)
+class GpuReading:
+    """The first GPU at this moment; None for what it does not tell (a Jetson or a virtual GPU tells little)."""
+
+    memory_used_bytes: int
+    """By all programs together."""
+    sm_clock_mhz: int | None
+    memory_clock_mhz: int | None
+    power_w: float | None
+    temperature_c: int | None
+
+
+def read_gpu(nvml_library: str = NVML_LIBRARY) -> GpuReading | None:
+    """Ask NVML for clocks, power, temperature and memory of the first GPU; None without a driver or a GPU.
+
+    NVML counts GPUs its own way: on a machine with several, this may be another one than CUDA's first.
+    """
+    try:
+        nvml = ctypes.CDLL(nvml_library)
+    except OSError:
+        return None
+    if nvml.nvmlInit_v2() != 0:
+        return None
+    try:
+        device = ctypes.c_void_p()
+        memory = _NvmlMemory()
+        if nvml.nvmlDeviceGetHandleByIndex_v2(0, ctypes.byref(device)) != 0:
+            return None
+        if nvml.nvmlDeviceGetMemoryInfo(device, ctypes.byref(memory)) != 0:
+            return None
+        milliwatts = _nvml_number(nvml.nvmlDeviceGetPowerUsage, device)
+        return GpuReading(
+            memory_used_bytes=int(memory.used),
+            sm_clock_mhz=_nvml_number(nvml.nvmlDeviceGetClockInfo, device, _NVML_CLOCK_SM),
+            memory_clock_mhz=_nvml_number(nvml.nvmlDeviceGetClockInfo, device, _NVML_CLOCK_MEMORY),
+            power_w=None if milliwatts is None else milliwatts / 1000,
+            temperature_c=_nvml_number(nvml.nvmlDeviceGetTemperature, device, _NVML_TEMPERATURE_GPU),
+        )
+    finally:
+        nvml.nvmlShutdown()
+
+
+class _NvmlMemory(ctypes.Structure):
+    _fields_ = (("total", ctypes.c_ulonglong), ("free", ctypes.c_ulonglong), ("used", ctypes.c_ulonglong))
+
+
+def _nvml_number(function: ctypes._NamedFuncPointer, device: ctypes.c_void_p, *which: int) -> int | None:
+    value = ctypes.c_uint()
+    return value.value if function(device, *which, ctypes.byref(value)) == 0 else None
 
 
 def jetson_release() -> str | None:

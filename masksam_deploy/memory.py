@@ -32,6 +32,18 @@ def available_memory() -> int | None:
         return None
 
 
+def peak_memory() -> int | None:
+    """Most bytes of memory that this process ever held, or None where the system does not say.
+
+    Not `getrusage`: on Linux its figure survives `exec`, so that a child would start with its parent's.
+    """
+    try:
+        found = re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"), re.MULTILINE)
+        return int(found[1]) * 1024 if found else None
+    except OSError:
+        return None
+
+
 def require(needed: int, limit: int | None, what: str) -> None:
     """Refuse work that needs more than the limit.
 

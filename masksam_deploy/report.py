@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from masksam_deploy.manifest import Labels
 from masksam_deploy.volume import Volume
+
+_Item = TypeVar("_Item")
+
+
+class _End:
+    """Comes after the last item of an iterator."""
+
+
+_END = _End()
 
 
 @dataclass(frozen=True)
@@ -67,6 +76,17 @@ class Stopwatch:
             yield
         finally:
             self.add(name, time.perf_counter() - started)
+
+    def iterate(self, name: str, items: Iterable[_Item]) -> Iterator[_Item]:
+        """Time how long the items take to come, not what is done with them."""
+        iterator = iter(items)
+        while True:
+            started = time.perf_counter()
+            item = next(iterator, _END)
+            self.add(name, time.perf_counter() - started)
+            if isinstance(item, _End):
+                return
+            yield item
 
     def add(self, name: str, seconds: float) -> None:
         """Add to a stage."""

@@ -123,9 +123,10 @@ class Segmenter:
             progress=progress,
         )
         del data  # now the stream's own, gone when it ends
-        array = labels_from_scores(scores, frame, spec.resample_scores, labels)
-        # Accumulating, resampling back and deciding are interleaved with the network, plane by plane.
-        watch.add("accumulate_and_label", time.perf_counter() - started - watch.seconds.get("network", 0.0))
+        array = labels_from_scores(watch.iterate("accumulate", scores), frame, spec.resample_scores, labels)
+        # The network, accumulating, and resampling back are interleaved, plane by plane.
+        watch.add("resample_back", time.perf_counter() - started - watch.seconds["accumulate"])
+        watch.add("accumulate", -watch.seconds.get("network", 0.0))
         result = Volume(array, scan.geometry)
         with watch.stage("measure"):
             measured = measure_labels(result, labels)

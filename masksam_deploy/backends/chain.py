@@ -70,6 +70,11 @@ class GraphChain:
         """See `precision_in_words`."""
         return precision_in_words(self.precisions)
 
+    def wrapped(self, wrap: Callable[[Graph, Session], Session]) -> GraphChain:
+        """The same network with something around each session, such as a clock; it shares and closes the sessions."""
+        stages = [(graph, wrap(graph, session)) for graph, session in self._stages]
+        return GraphChain(stages, self.precisions, self.engine)
+
     def close(self) -> None:
         """Free all graphs."""
         for _, session in self._stages:

@@ -13,6 +13,7 @@ ENTRY_POINTS = "masksam_deploy.commands"
 
 # name -> (where it is, the first line of its help, repeated here so that the list needs no import)
 _BUILT_IN = {
+    "bench": ("masksam_deploy.cli.bench:bench", "Measure a bundle stage by stage, after checking it."),
     "build-engine": ("masksam_deploy.cli.build_engine:build_engine", "Build a faster engine, judged by Dice."),
     "compare": ("masksam_deploy.cli.compare:compare", "Compare two bundles by their label maps of the same scans."),
     "doctor": ("masksam_deploy.cli.doctor:doctor", "Show what this machine can build and run, and what is missing."),

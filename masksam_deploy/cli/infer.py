@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from masksam_deploy.sliding_window import Accumulator
 
 
-def _step(_: click.Context, __: click.Parameter, value: float) -> float:
+def checked_step(_: click.Context, __: click.Parameter, value: float) -> float:
+    """A distance of windows that `Segmenter` takes."""
     from masksam_deploy.segmenter import SMALLEST_STEP
 
     if not isfinite(value) or not SMALLEST_STEP <= value <= 1:
@@ -63,7 +64,7 @@ def _step(_: click.Context, __: click.Parameter, value: float) -> float:
 @click.option(
     "--step",
     type=float,
-    callback=_step,
+    callback=checked_step,
     default=0.5,
     show_default=True,
     help="Distance of windows as a share of the patch.",

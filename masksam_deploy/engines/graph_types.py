@@ -155,7 +155,7 @@ def name_nodes(graph: GraphProto) -> None:
 def _inferred(model: ModelProto) -> tuple[dict[str, int], dict[str, list[int]]]:
     """Element type and shape (0 for what is dynamic) of every tensor, inferred without the weights' bytes."""
     skeleton = ModelProto()
-    skeleton.CopyFrom(_without_large_weights(model))
+    skeleton.CopyFrom(without_large_weights(model))
     inferred = onnx.shape_inference.infer_shapes(skeleton, strict_mode=False).graph
     values = [*inferred.input, *inferred.output, *inferred.value_info]
     types = {value.name: value.type.tensor_type.elem_type for value in values}
@@ -164,7 +164,7 @@ def _inferred(model: ModelProto) -> tuple[dict[str, int], dict[str, list[int]]]:
     return types | {tensor.name: tensor.data_type for tensor in weights}, shapes
 
 
-def _without_large_weights(model: ModelProto) -> ModelProto:
+def without_large_weights(model: ModelProto) -> ModelProto:
     """The same graph whose large weights are inputs: type inference copies the whole model, up to 2 GiB."""
     graph = model.graph
     small = [tensor for tensor in graph.initializer if len(tensor.raw_data) <= 4096]

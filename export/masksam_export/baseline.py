@@ -1,0 +1,100 @@
+"""The network in PyTorch, behind the same protocol as the runtimes: what benchmarks compare with.
+
+It is the network as its authors wrote it, in float32 ("eager"), with automatic mixed precision on a GPU ("amp"), or
+compiled ("compile"). The runtime finds `open_baseline` through an entry point.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from masksam_deploy.backends import Device, GraphChain
+from masksam_deploy.backends.base import Tensors
+from masksam_deploy.bench.contenders import BaselineMode
+from masksam_deploy.bundle import Bundle, file_digest
+from masksam_deploy.errors import BackendError, CheckpointError
+from masksam_deploy.manifest import Graph
+from masksam_deploy.text import one_line, shown
+from masksam_export.checkpoint import load_checkpoint
+from masksam_export.graphs import image_port, semseg_port
+from masksam_export.model import MaskSAM
+
+NETWORK = "network"
+"""The name of the only stage."""
+
+
+def open_baseline(
+    checkpoint: Path, bundle: Bundle, mode: BaselineMode, *, device: Device = "cpu", threads: int | None = None
+) -> GraphChain:
+    """Load the checkpoint that a bundle was exported from.
+
+    Raises:
+        CheckpointError: it cannot be read, or the bundle was exported from another one.
+        BackendError: the device or mode is not available.
+    """
+    expected = bundle.manifest.provenance.source_sha256
+    found = file_digest(checkpoint).sha256 if checkpoint.is_file() else None
+    if found is not None and found != expected:
+        raise CheckpointError(
+            f"{shown(checkpoint)}: found SHA-256 {found[:12]}…, expected {expected[:12]}… from which the bundle was "
+            f"exported ({one_line(bundle.manifest.provenance.source_name)}); name that checkpoint"
+        )
+    return torch_chain(load_checkpoint(checkpoint).model, mode, device=device, threads=threads)
+
+
+def torch_chain(
+    model: MaskSAM, mode: BaselineMode = "eager", *, device: Device = "cpu", threads: int | None = None
+) -> GraphChain:
+    """A network as a chain of one stage. `threads` are PyTorch's, for the whole process.
+
+    Raises:
+        BackendError: the device or mode is not available.
+    """
+    session = TorchSession(model, mode, device, threads)
+    graph = Graph(name=NETWORK, file="none", inputs=(image_port(model.config),), outputs=(semseg_port(model.config),))
+    return GraphChain([(graph, session)], {NETWORK: "fp16" if mode == "amp" else "fp32"})
+
+
+class TorchSession:
+    """See `Session`. A window goes to the device and back within `run`. AMP has not run on a GPU yet."""
+
+    def __init__(self, model: MaskSAM, mode: BaselineMode, device: Device, threads: int | None) -> None:
+        if device == "cuda" and not torch.cuda.is_available():
+            raise BackendError(
+                f"device 'cuda' was asked for, but PyTorch {torch.__version__} finds no GPU; install a build for it, "
+                "or measure on the cpu"
+            )
+        if mode == "amp" and device == "cpu":
+            raise BackendError("mode 'amp' was asked for on the cpu, expected a GPU; leave it out or use --device cuda")
+        if threads:
+            torch.set_num_threads(threads)
+        self._device = torch.device(device)
+        self._mixed = mode == "amp"
+        model = model.eval().requires_grad_(False).to(self._device)
+        self._model: Callable[[Tensor], Tensor] | None = torch.compile(model) if mode == "compile" else model
+        self.provider = f"PyTorch {torch.__version__} {mode} on {device}"
+
+    def run(self, feeds: Tensors) -> dict[str, NDArray[np.float32]]:
+        """See `Session.run`."""
+        if self._model is None:
+            raise BackendError("the network is closed; open it again")
+        try:
+            with torch.inference_mode(), self._precision():
+                scores = self._model(torch.from_numpy(feeds["image"]).to(self._device))
+                return {"semseg": scores.float().cpu().numpy()}
+        except RuntimeError as error:
+            raise BackendError(f"the network failed in PyTorch: {one_line(str(error), 300)}") from error
+
+    def close(self) -> None:
+        """See `Session.close`."""
+        self._model = None
+
+    def _precision(self) -> AbstractContextManager[object]:
+        return torch.autocast(self._device.type, torch.float16) if self._mixed else nullcontext()

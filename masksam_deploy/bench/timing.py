@@ -1,0 +1,83 @@
+"""Samples of one duration, and what is said about them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import median
+
+from pydantic import BaseModel, ConfigDict, Field, computed_field
+
+NORMAL = 1.4826
+"""Times the median absolute deviation is the standard deviation of a normal distribution."""
+FEWEST_FOR_MAD = 5
+"""Samples below which a median deviation is small by chance: then half the range stands for the spread."""
+
+
+class Frozen(BaseModel):
+    """Part of a result: unknown fields of later versions, and what is computed from others, are ignored when read."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+
+class Timing(Frozen):
+    """Durations of the same work in seconds, in the order in which they were measured."""
+
+    samples: tuple[float, ...] = Field(min_length=1)
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def p50(self) -> float:
+        """The median."""
+        return percentile(self.samples, 50)
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def p95(self) -> float:
+        """95 % are at most this."""
+        return percentile(self.samples, 95)
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def p99(self) -> float:
+        """99 % are at most this; with fewer than a hundred samples, close to the longest."""
+        return percentile(self.samples, 99)
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def spread(self) -> float:
+        """Of one sample around the median; see `spread`."""
+        return spread(self.samples)
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """The value that `percent` of the values are at most, interpolated linearly between the two nearest.
+
+    Raises:
+        ValueError: no values, or not a percentage.
+    """
+    if not values or not 0 <= percent <= 100:
+        raise ValueError(f"found {len(values)} values and {percent} percent, expected values and 0 to 100")
+    ordered = sorted(values)
+    position = (len(ordered) - 1) * percent / 100
+    low = math.floor(position)
+    high = min(low + 1, len(ordered) - 1)
+    share = position - low
+    # Written so that equal neighbours give themselves, to the last bit.
+    return ordered[low] + (ordered[high] - ordered[low]) * share
+
+
+def spread(values: Sequence[float]) -> float:
+    """How far a sample lies from the median: robust, and a standard deviation where the noise is normal.
+
+    The scaled median absolute deviation; of fewer than five samples, half their range.
+    """
+    if len(values) < FEWEST_FOR_MAD:
+        return (max(values) - min(values)) / 2
+    middle = median(values)
+    return NORMAL * median(abs(value - middle) for value in values)
+
+
+def pooled(first: float, second: float) -> float:
+    """One spread for two sets of samples: the root of their mean square."""
+    return math.hypot(first, second) / math.sqrt(2)
