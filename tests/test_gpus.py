@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from masksam_deploy.gpus import Gpu, Gpus, find_gpus, jetson_release
+from masksam_deploy.gpus import Gpu, GpuReading, Gpus, find_gpus, jetson_release, read_gpu
 
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
 
@@ -33,6 +33,21 @@ NVML = r"""
 int nvmlInit_v2(void) { return 0; }
 int nvmlShutdown(void) { return 0; }
 int nvmlSystemGetDriverVersion(char *version, unsigned length) { strncpy(version, "580.65.06", length); return 0; }
+typedef struct { unsigned long long total, free, used; } Memory;
+int nvmlDeviceGetHandleByIndex_v2(unsigned index, void **device) {
+    *device = (void *)0x123456789aULL; return GPU_STATUS;
+}
+static int known(void *device) { return device == (void *)0x123456789aULL ? 0 : 2; }
+int nvmlDeviceGetMemoryInfo(void *device, Memory *memory) { memory->used = 5ull << 30; return known(device); }
+int nvmlDeviceGetPowerUsage(void *device, unsigned *milliwatts) {
+    *milliwatts = 123400; return POWER_STATUS | known(device);
+}
+int nvmlDeviceGetClockInfo(void *device, int clock, unsigned *mhz) {
+    *mhz = clock == 1 ? 2100 : clock == 2 ? 9000 : 0; return known(device);
+}
+int nvmlDeviceGetTemperature(void *device, int sensor, unsigned *celsius) {
+    *celsius = 61; return known(device) | sensor;
+}
 """
 
 
@@ -40,6 +55,7 @@ def library(folder: Path, name: str, source: str, **macros: int) -> str:
     code = folder / f"{name}.c"
     code.write_text(source)
     path = folder / f"{name}.so"
+    macros = {"GPU_STATUS": 0, "POWER_STATUS": 0} | macros
     defines = [f"-D{key}={value}" for key, value in macros.items()]
     subprocess.run(["cc", "-shared", "-fPIC", *defines, "-o", str(path), str(code)], check=True)
     return str(path)
@@ -73,6 +89,21 @@ def test_no_driver_is_said(tmp_path: Path) -> None:
     assert find_gpus(missing) == Gpus((), problem=f"no NVIDIA driver ({missing} is not found)")
 
 
+def test_a_gpu_tells_its_clocks_power_temperature_and_memory(tmp_path: Path) -> None:
+    found = read_gpu(library(tmp_path, "nvml", NVML))
+    assert found == GpuReading(5 << 30, sm_clock_mhz=2100, memory_clock_mhz=9000, power_w=123.4, temperature_c=61)
+
+
+def test_what_a_gpu_does_not_tell_is_none(tmp_path: Path) -> None:
+    found = read_gpu(library(tmp_path, "nvml", NVML, POWER_STATUS=3))
+    assert found is not None and found.power_w is None and found.temperature_c == 61
+
+
+def test_without_nvml_or_a_gpu_there_is_no_reading(tmp_path: Path) -> None:
+    assert read_gpu(str(tmp_path / "no.so")) is None
+    assert read_gpu(library(tmp_path, "nvml", NVML, GPU_STATUS=6)) is None
+
+
 def test_a_jetson_is_known_by_its_release_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     release = tmp_path / "nv_tegra_release"
     monkeypatch.setattr("masksam_deploy.gpus.JETSON_RELEASE", release)
@@ -87,3 +118,10 @@ def test_this_machines_gpu_is_found() -> None:
     assert found.devices, found.problem
     assert found.driver is not None
     assert found.devices[0].memory_bytes > 2**30
+
+
+@pytest.mark.gpu
+def test_this_machines_gpu_is_read() -> None:
+    found = read_gpu()
+    assert found is not None
+    assert found.temperature_c is None or 0 < found.temperature_c < 120

@@ -10,11 +10,13 @@ from masksam_deploy.text import one_line
 
 SERIES = 6
 """Colours in the style sheet; further contenders share them, and have their names beside them."""
-_WIDTH, _NAMES, _RIGHT = 860.0, 170.0, 70.0
+_WIDTH, _NAMES, _RIGHT = 860.0, 170.0, 110.0
 _ROW, _BAR, _AXIS = 44.0, 18.0, 44.0
 _STAGE_ROW = 21.0
 _NAME_LENGTH = 24
 _ROOF_HEIGHT = 420.0
+_DODGE = 9.0
+"""Pixels between contenders of the same intensity, which would else cover each other."""
 WHOLE = "whole network"
 
 
@@ -38,7 +40,7 @@ def latency_chart(runs: Sequence[Run]) -> Svg:
             x = scale(1e3 * value)
             svg.line(x, y - reach, x, y + reach, "median" if what == "median" else "percentile")
         right = scale(1e3 * max(whole.samples))
-        svg.text(right + 10, y + 4, f"{1e3 * whole.p50:.1f}", "value")
+        svg.text(right + 10, y + 4, f"median {1e3 * whole.p50:.1f}", "value")
     return svg
 
 
@@ -55,7 +57,7 @@ def waterfall_chart(run: Run, number: int, longest: float) -> Svg:
     whole = 1e3 * run.scan.whole.p50
     height = 30 + _STAGE_ROW * len(stages) + _AXIS
     svg = Svg(_WIDTH, height, f"Stages of a scan with {run.name}")
-    scale = Scale(0, max(1e3 * longest, sum(stages.values())) * 1.02, _NAMES, _WIDTH - 2 * _RIGHT)
+    scale = Scale(0, max(1e3 * longest, sum(stages.values())) * 1.02, _NAMES, _WIDTH - _RIGHT - 20)
     svg.text(0, 14, f"{one_line(run.name, 60)}: {whole:.0f} ms", "heading")
     _axis(svg, scale, 24, height - _AXIS, "ms")
     begin = 0.0
@@ -89,7 +91,8 @@ def roofline_chart(roofline: Roofline, runs: Sequence[Run]) -> Svg:
     markers: dict[str, Marker] = {graph: MARKERS[number % len(MARKERS)] for number, graph in enumerate(work)}
     for number, run, graph, rate in points:
         tip = f"{run}, {graph}: {rate / 1e9:.1f} GFLOP/s"
-        svg.mark(x(work[graph].intensity), y(rate), f"{_color(number)} point", markers[graph], 6, tip)
+        aside = _DODGE * (number - (len(runs) - 1) / 2)
+        svg.mark(x(work[graph].intensity) + aside, y(rate), f"{_color(number)} point", markers[graph], 6, tip)
     _legend(svg, right + 24, top + 10, markers, [(number, run.name) for number, run in enumerate(runs) if run.windows])
     return svg
 

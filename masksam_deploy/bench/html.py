@@ -78,7 +78,8 @@ def _sections(result: BenchResult) -> Iterable[str]:
             "Roofline",
             "Operations of matrix products and convolutions, and bytes as if nothing were fused, counted in the "
             "bundle's graphs; the roof is what this machine reached in the same run at float32. Fused operators move "
-            "fewer bytes, and smaller types compute faster: such points may lie above it.",
+            "fewer bytes, and smaller types compute faster: such points may lie above it. Contenders stand side "
+            "by side around a graph's FLOP per byte.",
         )
         if timed:
             yield _figure(str(roofline_chart(result.roofline, result.runs)))

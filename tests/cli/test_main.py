@@ -77,6 +77,7 @@ def test_help_imports_no_heavy_package_and_starts_quickly() -> None:
 def test_help_lists_every_command_with_its_purpose() -> None:
     result = run("--help")
     for name, purpose in [
+        ("bench", "Measure"),
         ("compare", "Compare"),
         ("evaluate", "Compare"),
         ("infer", "Segment"),
@@ -87,7 +88,7 @@ def test_help_lists_every_command_with_its_purpose() -> None:
         assert any(line.split()[:2] == [name, purpose] for line in result.stdout.splitlines()), result.stdout
 
 
-@pytest.mark.parametrize("command", ["compare", "evaluate", "infer", "inspect", "pack", "unpack"])
+@pytest.mark.parametrize("command", ["bench", "compare", "evaluate", "infer", "inspect", "pack", "unpack"])
 def test_the_listed_purpose_is_the_one_that_the_command_states(command: str) -> None:
     from masksam_deploy.cli.group import _BUILT_IN, _loaded
 

@@ -1,0 +1,71 @@
+"""The network in PyTorch behind the runtimes' protocol."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch", reason="needs the 'export' extra")
+pytest.importorskip("onnxruntime", reason="needs the 'cpu' extra")
+
+import torch
+
+from masksam_deploy.backends import open_chain
+from masksam_deploy.bundle import Bundle
+from masksam_deploy.errors import BackendError, CheckpointError
+from masksam_deploy.parity import compare_scores
+from masksam_export.baseline import open_baseline, torch_chain
+from tests.export.golden import Golden
+
+
+def test_it_computes_what_the_bundle_computes(cardiac_bundle: Path, cardiac_case: Path) -> None:
+    bundle = Bundle.load(cardiac_bundle)
+    window = np.random.default_rng(0).standard_normal((1, bundle.channels, *bundle.patch_size)).astype(np.float32)
+    with (
+        open_baseline(cardiac_case / "checkpoint_final.pth", bundle, "eager") as network,
+        open_chain(bundle, threads=1) as graphs,
+    ):
+        parity = compare_scores(network(window), graphs(window), tie_margin=1e-4)
+        assert parity.max_abs_error < 1e-3 and parity.decided_agreement == 1.0
+        assert network.providers == {"network": f"PyTorch {torch.__version__} eager on cpu"}
+        assert (network.precision, network.engine) == ("float32", None)
+
+
+def test_another_checkpoint_than_the_bundles_is_refused(cardiac_bundle: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.pth"
+    other.write_bytes(b"another one")
+    with pytest.raises(CheckpointError, match=r"expected [0-9a-f]{12}… from which the bundle was exported"):
+        open_baseline(other, Bundle.load(cardiac_bundle), "eager")
+    with pytest.raises(CheckpointError):
+        open_baseline(tmp_path / "missing.pth", Bundle.load(cardiac_bundle), "eager")
+
+
+def test_what_this_machine_cannot_do_is_refused() -> None:
+    model = Golden.read("tiny_acdc").model()
+    with pytest.raises(BackendError, match="expected a GPU"):
+        torch_chain(model, "amp")
+    if not torch.cuda.is_available():
+        with pytest.raises(BackendError, match="finds no GPU"):
+            torch_chain(model, device="cuda")
+
+
+def test_a_failing_or_closed_network_is_an_error_of_the_backend() -> None:
+    model = Golden.read("tiny_acdc").model()
+    network = torch_chain(model)
+    with pytest.raises(BackendError, match="failed in PyTorch"):
+        network(np.zeros((1, 7, 2, 3, 5), np.float32))
+    network.close()
+    with pytest.raises(BackendError, match="closed"):
+        network(np.zeros((1, *model.config.input_shape), np.float32))
+
+
+@pytest.mark.gpu
+def test_mixed_precision_on_a_gpu_agrees_with_float32() -> None:
+    """Not yet run on a GPU."""
+    model = Golden.read("tiny_acdc").model()
+    window = np.random.default_rng(0).standard_normal((1, *model.config.input_shape)).astype(np.float32)
+    expected = torch_chain(model)(window)
+    with torch_chain(Golden.read("tiny_acdc").model(), "amp", device="cuda") as network:
+        assert compare_scores(network(window), expected, tie_margin=1e-2).decided_agreement > 0.99
