@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from masksam_deploy.errors import MemoryLimitError
-from masksam_deploy.memory import available_memory, parse_size, require
+from masksam_deploy.memory import available_memory, parse_size, peak_memory, require
 
 
 @pytest.mark.parametrize(
@@ -25,6 +25,17 @@ def test_what_is_no_size_is_refused(text: str) -> None:
 def test_this_machine_has_memory() -> None:
     memory = available_memory()
     assert memory is None or memory > 2**24
+
+
+def test_the_peak_grows_with_what_was_held_and_stays() -> None:
+    before = peak_memory()
+    if before is None:
+        pytest.skip("this system does not tell")
+    held = bytearray(b"x" * 2**28)
+    after = peak_memory()
+    del held
+    assert after is not None and after >= 2**28
+    assert (peak_memory() or 0) >= after >= before
 
 
 def test_work_beyond_the_limit_is_refused_with_both_figures() -> None:

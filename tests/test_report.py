@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+
 import numpy as np
 
 from masksam_deploy.manifest import Label, Labels
-from masksam_deploy.report import label_names, measure_labels
+from masksam_deploy.report import Stopwatch, label_names, measure_labels
 from masksam_deploy.volume import Geometry, Volume
 
 GRID = Geometry((3, 2, 2), (2.0, 5.0, 10.0), (0, 0, 0), (1, 0, 0, 0, 1, 0, 0, 0, 1))
@@ -41,3 +44,21 @@ def test_a_region_painted_over_by_later_ones_is_named_as_the_rest_of_it() -> Non
 def test_regions_that_paint_one_value_are_all_named() -> None:
     names = label_names(classes(("whole", 1), ("core", 2), ("enhancing", 2), decision="regions"))
     assert names == {1: "whole (rest)", 2: "core or enhancing"}
+
+
+def test_a_stream_is_timed_while_it_makes_items_not_while_they_are_used() -> None:
+    def items() -> Iterator[int | None]:
+        for item in (3, None, 5):
+            time.sleep(0.01)
+            yield item
+
+    watch = Stopwatch()
+    found = []
+    started = time.perf_counter()
+    for item in watch.iterate("make", items()):
+        found.append(item)
+        time.sleep(0.05)
+    elapsed = time.perf_counter() - started
+    assert found == [3, None, 5]
+    # Sleeping never takes less than asked: whatever else the machine does, the rest was not counted.
+    assert 0.03 <= watch.seconds["make"] <= elapsed - 0.15

@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass  # noqa: E402
 from typing import TYPE_CHECKING, Any  # noqa: E402
 
 if TYPE_CHECKING:
+    from masksam_deploy.backends.base import Device
     from masksam_deploy.bench.results import ColdStart
 
 _LONGEST_ERROR = 400
@@ -30,7 +31,7 @@ class ColdRequest:
     Attributes:
         bundle: directory.
         contender: how to open it; see `Contender.fresh`.
-        device: cpu or cuda.
+        device: where it runs.
         threads: for the network, or None.
         window: `.npy` file with the window.
         scan: files of a scan to segment after it, one per channel; empty for none.
@@ -39,7 +40,7 @@ class ColdRequest:
 
     bundle: str
     contender: dict[str, str]
-    device: str
+    device: Device
     threads: int | None
     window: str
     scan: tuple[str, ...] = ()
@@ -93,8 +94,7 @@ def run_fresh(request: ColdRequest) -> dict[str, Any]:
     done("import")
     bundle = Bundle.load(request.bundle)
     done("verify_bundle")
-    device = "cuda" if request.device == "cuda" else "cpu"
-    network = open_fresh(bundle, request.contender, device=device, threads=request.threads)
+    network = open_fresh(bundle, request.contender, device=request.device, threads=request.threads)
     done("load_network")
     network(window)
     done("first_window")
@@ -105,7 +105,7 @@ def run_fresh(request: ColdRequest) -> dict[str, Any]:
     if request.scan:
         from masksam_deploy.io import read_volume
 
-        segmenter = Segmenter(bundle, device=device, network=network, tta=request.tta, step=request.step)
+        segmenter = Segmenter(bundle, device=request.device, network=network, tta=request.tta, step=request.step)
         segmenter(read_volume(request.scan))
         found["scan_peak_rss_bytes"] = peak_memory()
     network.close()

@@ -8,6 +8,7 @@ from html import escape
 from masksam_deploy.bench import table
 from masksam_deploy.bench.charts import latency_chart, roofline_chart, waterfall_chart
 from masksam_deploy.bench.results import BenchResult
+from masksam_deploy.text import one_line
 
 STYLE = """
 :root { color-scheme: light dark; --paper: #ffffff; --ink: #1d2126; --soft: #5c6570; --grid: #e3e6ea; --mark: #1d2126;
@@ -34,10 +35,10 @@ text.heading { font-weight: 600; } text.tick { fill: var(--soft); font-size: 12p
 def html_report(result: BenchResult) -> str:
     """The whole page."""
     title = f"Benchmark of {result.bundle['name']}"
-    body = "\n".join([f"<h1>{escape(title)}</h1>", f"<p>{escape(table.headline(result))}</p>", *_sections(result)])
+    body = "\n".join([f"<h1>{_plain(title)}</h1>", f"<p>{_plain(table.headline(result))}</p>", *_sections(result)])
     head = (
         '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>{escape(title)}</title><style>{STYLE}</style>"
+        f"<title>{_plain(title)}</title><style>{STYLE}</style>"
     )
     return f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}\n</body></html>\n'
 
@@ -108,7 +109,7 @@ def _conditions(result: BenchResult) -> Iterable[str]:
 
 
 def _heading(title: str, text: str) -> str:
-    return f"<h2>{escape(title)}</h2>\n<p>{escape(text)}</p>"
+    return f"<h2>{_plain(title)}</h2>\n<p>{_plain(text)}</p>"
 
 
 def _figure(svg: str) -> str:
@@ -116,6 +117,11 @@ def _figure(svg: str) -> str:
 
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    head = "".join(f"<th>{escape(column)}</th>" for column in columns)
-    lines = ("<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows)
+    head = "".join(f"<th>{_plain(column)}</th>" for column in columns)
+    lines = ("<tr>" + "".join(f"<td>{_plain(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     return '<div class="wide"><table>\n<tr>' + head + "</tr>\n" + "\n".join(lines) + "\n</table></div>"
+
+
+def _plain(text: str) -> str:
+    """Names come from files: on one line, without control characters, and never as markup."""
+    return escape(one_line(text, 2000))

@@ -6,6 +6,8 @@ import math
 from html import escape
 from typing import Literal, TypeAlias
 
+from masksam_deploy.text import one_line
+
 Anchor: TypeAlias = Literal["start", "middle", "end"]
 Marker: TypeAlias = Literal["circle", "square", "diamond", "triangle"]
 
@@ -30,7 +32,7 @@ class Svg:
 
     def text(self, x: float, y: float, text: str, cls: str = "label", anchor: Anchor = "start") -> None:
         """One line of text; y is its baseline."""
-        self._parts.append(f'<text class="{cls}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>')
+        self._parts.append(f'<text class="{cls}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{_plain(text)}</text>')
 
     def mark(self, x: float, y: float, cls: str, marker: Marker = "circle", size: float = 5, tip: str = "") -> None:
         """A point of the given half size."""
@@ -47,7 +49,7 @@ class Svg:
 
     def __str__(self) -> str:
         size = f'width="{self.width:g}" height="{self.height:g}" viewBox="0 0 {self.width:g} {self.height:g}"'
-        head = f'<svg {size} role="img" aria-label="{escape(self.title)}">'
+        head = f'<svg {size} role="img" aria-label="{_plain(self.title)}">'
         return "\n".join([head, *self._parts, "</svg>"])
 
 
@@ -90,4 +92,8 @@ def round_step(rough: float) -> float:
 
 
 def _tip(text: str) -> str:
-    return f"<title>{escape(text)}</title>" if text else ""
+    return f"<title>{_plain(text)}</title>" if text else ""
+
+
+def _plain(text: str) -> str:
+    return escape(one_line(text, 200))

@@ -77,7 +77,7 @@ AGREEMENT = ("contender", "timed", "same class", "window Dice", "Dice lost on th
 
 def agreement_rows(result: BenchResult) -> list[tuple[str, ...]]:
     """One row a contender."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for run in result.runs:
         check = run.check
         lost = (check.scan or {}).get("mean_dice_loss")
@@ -114,7 +114,7 @@ def window_rows(runs: Sequence[Run]) -> list[tuple[str, ...]]:
 
 def graph_rows(runs: Sequence[Run]) -> list[tuple[str, ...]]:
     """One row a contender and graph."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for run in runs:
         assert run.windows is not None  # the caller chose those
         named = dict(run.windows.graphs)
@@ -127,7 +127,7 @@ def graph_rows(runs: Sequence[Run]) -> list[tuple[str, ...]]:
 def stage_rows(runs: Sequence[Run]) -> list[tuple[str, ...]]:
     """One row a stage, one column a contender."""
     scans = [run.scan for run in runs if run.scan]
-    names = dict.fromkeys(stage for scan in scans for stage in scan.stages)
+    names = merged([list(scan.stages) for scan in scans])
     rows = [
         (_shown(stage), *(_ms(scan.stages[stage].p50) if stage in scan.stages else _NONE for scan in scans))
         for stage in names
@@ -135,6 +135,18 @@ def stage_rows(runs: Sequence[Run]) -> list[tuple[str, ...]]:
     ]
     rows.append(("other", *(_ms(scan.stages["other"].p50) for scan in scans)))
     return [*rows, ("whole", *(_ms(scan.whole.p50) for scan in scans))]
+
+
+def merged(orders: Sequence[Sequence[str]]) -> list[str]:
+    """All names of several lists, each as far as possible before what follows it."""
+    names: list[str] = []
+    for order in orders:
+        following = len(names)
+        for name in reversed(order):
+            if name not in names:
+                names.insert(following, name)
+            following = names.index(name)
+    return names
 
 
 def cold_rows(runs: Sequence[Run]) -> list[tuple[str, ...]]:

@@ -13,7 +13,8 @@ from masksam_deploy.bench.compare import compare_results
 from masksam_deploy.bench.html import html_report
 from masksam_deploy.bench.results import BenchResult, GpuState
 from masksam_deploy.bench.svg import Scale, Svg, round_step
-from masksam_deploy.bench.table import print_comparison, print_result
+from masksam_deploy.bench.table import merged, print_comparison, print_result
+from masksam_deploy.text import one_line
 from tests.bench.example_result import refused, result, run
 
 HOSTILE = '<script src="http://evil.example/x.js">&"\x1b[2J'
@@ -83,7 +84,8 @@ def test_the_page_is_well_formed_and_loads_nothing(name: str) -> None:
 
 def test_names_are_shown_as_text() -> None:
     page = Page(html_report(everything()))
-    assert any(HOSTILE in text for text in page.texts)
+    assert any(one_line(HOSTILE) in text for text in page.texts)
+    assert "\x1b" not in "".join(page.texts)
     assert "script" not in page.tags
 
 
@@ -149,6 +151,13 @@ def test_the_tables_fit_a_pipe_and_carry_no_control_codes(name: str) -> None:
     print_result(RESULTS[name], file)
     assert "\x1b" not in file.getvalue()
     assert "Agreement" in file.getvalue()
+
+
+def test_stages_of_several_contenders_keep_their_order() -> None:
+    graphs = ["read", "encoder", "decoder", "write"]
+    assert merged([graphs, ["read", "network", "write"]]) == ["read", "encoder", "decoder", "network", "write"]
+    assert merged([["read", "write"], graphs]) == graphs
+    assert merged([graphs, graphs]) == graphs
 
 
 def test_the_gpu_is_told_where_it_answered() -> None:

@@ -148,7 +148,7 @@ def test_an_engine_whose_graph_was_altered_gets_no_time(bundle: Bundle, tmp_path
         onnx.save(model, str(graph))
         return original(graph, output, *rest)
 
-    builder.build = altering  # type: ignore[method-assign]
+    builder.build = altering  # type: ignore[method-assign, assignment]
     build_engine(own, builder, BuildRequest(spec, validation=None, threads=1))
     assert len(altered) == 1
     result = bench(own, *valid_contenders(own, threads=1))
