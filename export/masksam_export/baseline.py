@@ -18,6 +18,7 @@ from torch import Tensor
 from masksam_deploy.backends import Device, GraphChain
 from masksam_deploy.backends.base import Tensors
 from masksam_deploy.bench.contenders import BaselineMode
+from masksam_deploy.bench.machine import usable_cores
 from masksam_deploy.bundle import Bundle, file_digest
 from masksam_deploy.errors import BackendError, CheckpointError
 from masksam_deploy.manifest import Graph
@@ -52,7 +53,8 @@ def open_baseline(
 def torch_chain(
     model: MaskSAM, mode: BaselineMode = "eager", *, device: Device = "cpu", threads: int | None = None
 ) -> GraphChain:
-    """A network as a chain of one stage. `threads` are PyTorch's, for the whole process.
+    """A network as a chain of one stage. `threads` are PyTorch's, for the whole process; by default
+    all cores that it may use.
 
     Raises:
         BackendError: the device or mode is not available.
@@ -73,13 +75,13 @@ class TorchSession:
             )
         if mode == "amp" and device == "cpu":
             raise BackendError("mode 'amp' was asked for on the cpu, expected a GPU; leave it out or use --device cuda")
-        if threads:
-            torch.set_num_threads(threads)
+        # Always set: OMP_NUM_THREADS limits PyTorch and not ONNX Runtime, and the comparison would be unfair.
+        torch.set_num_threads(threads or usable_cores())
         self._device = torch.device(device)
         self._mixed = mode == "amp"
         model = model.eval().requires_grad_(False).to(self._device)
         self._model: Callable[[Tensor], Tensor] | None = torch.compile(model) if mode == "compile" else model
-        self.provider = f"PyTorch {torch.__version__} {mode} on {device}"
+        self.provider = f"PyTorch {torch.__version__} {mode} on {device}, threads: {torch.get_num_threads()}"
 
     def run(self, feeds: Tensors) -> dict[str, NDArray[np.float32]]:
         """See `Session.run`."""

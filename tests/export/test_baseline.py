@@ -24,12 +24,12 @@ def test_it_computes_what_the_bundle_computes(cardiac_bundle: Path, cardiac_case
     bundle = Bundle.load(cardiac_bundle)
     window = np.random.default_rng(0).standard_normal((1, bundle.channels, *bundle.patch_size)).astype(np.float32)
     with (
-        open_baseline(cardiac_case / "checkpoint_final.pth", bundle, "eager") as network,
+        open_baseline(cardiac_case / "checkpoint_final.pth", bundle, "eager", threads=1) as network,
         open_chain(bundle, threads=1) as graphs,
     ):
         parity = compare_scores(network(window), graphs(window), tie_margin=1e-4)
         assert parity.max_abs_error < 1e-3 and parity.decided_agreement == 1.0
-        assert network.providers == {"network": f"PyTorch {torch.__version__} eager on cpu"}
+        assert network.providers == {"network": f"PyTorch {torch.__version__} eager on cpu, threads: 1"}
         assert (network.precision, network.engine) == ("float32", None)
 
 
