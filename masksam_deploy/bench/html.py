@@ -18,6 +18,7 @@ STYLE = """
 body { background: var(--paper); color: var(--ink); font: 15px/1.5 system-ui, sans-serif; max-width: 900px;
   margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.4rem; } h2 { font-size: 1.1rem; margin-top: 2.2rem; } p { color: var(--soft); }
+.warning { color: var(--c5); font-weight: 600; }
 .wide { overflow-x: auto; } svg { display: block; max-width: 100%; height: auto; margin: 0.6rem 0; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: 0.25rem 0.8rem 0.25rem 0; border-bottom: 1px solid var(--grid); text-align: left;
@@ -35,7 +36,10 @@ text.heading { font-weight: 600; } text.tick { fill: var(--soft); font-size: 12p
 def html_report(result: BenchResult) -> str:
     """The whole page."""
     title = f"Benchmark of {result.bundle['name']}"
-    body = "\n".join([f"<h1>{_plain(title)}</h1>", f"<p>{_plain(table.headline(result))}</p>", *_sections(result)])
+    warnings = [f'<p class="warning">{_plain(warning)}</p>' for warning in result.warnings]
+    body = "\n".join(
+        [f"<h1>{_plain(title)}</h1>", f"<p>{_plain(table.headline(result))}</p>", *warnings, *_sections(result)]
+    )
     head = (
         '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
         f"<title>{_plain(title)}</title><style>{STYLE}</style>"

@@ -15,6 +15,8 @@ from masksam_deploy.gpus import GpuReading, find_gpus, jetson_release
 from masksam_deploy.memory import available_memory
 from masksam_deploy.report import runtime_versions
 
+_BUSY = 0.5
+"""Load a core above which a machine is not quiet."""
 _UNITS = {
     "SM clock, MHz": "sm_clock_mhz",
     "memory clock, MHz": "memory_clock_mhz",
@@ -53,6 +55,26 @@ def machine_state() -> dict[str, str]:
     if hasattr(os, "getloadavg"):
         state["load (1, 5, 15 min)"] = ", ".join(f"{load:.2f}" for load in os.getloadavg())
     return state
+
+
+def busy_warning(load: float, cores: int) -> str | None:
+    """What to say if others were using the machine when it began; None if it was quiet.
+
+    Args:
+        load: processes that ran or waited, averaged over the minute before.
+        cores: usable ones.
+    """
+    if load <= _BUSY * cores:
+        return None
+    return (
+        f"the machine was busy: found a load of {load:.1f} on {cores} cores before it began, expected at most "
+        f"{_BUSY * cores:g}; times, ratios and peaks are not to be trusted, measure again on a quiet machine"
+    )
+
+
+def recent_load() -> float:
+    """Processes that ran or waited, averaged over the last minute; 0 where the system does not say."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
 
 
 def checkout_commit(folder: Path) -> str | None:

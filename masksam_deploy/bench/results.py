@@ -154,6 +154,7 @@ class BenchResult(Frozen):
         runs: the contenders in the order given.
         roofline: None if `roofline_problem` says why.
         gpu: None without a GPU.
+        warnings: why the figures may be wrong.
     """
 
     schema_version: Literal[1] = 1
@@ -168,6 +169,7 @@ class BenchResult(Frozen):
     roofline: Roofline | None = None
     roofline_problem: str | None = None
     gpu: GpuState | None = None
+    warnings: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> BenchResult:

@@ -17,7 +17,15 @@ from masksam_deploy.bench.check import Expected, check_scan, check_windows, expe
 from masksam_deploy.bench.cold import ColdRequest, measure_cold
 from masksam_deploy.bench.contenders import Contender, check_names
 from masksam_deploy.bench.inputs import BenchScan, Window, windows_of, windows_sha256
-from masksam_deploy.bench.machine import gpu_state, machine_facts, machine_state, software_facts
+from masksam_deploy.bench.machine import (
+    busy_warning,
+    gpu_state,
+    machine_facts,
+    machine_state,
+    recent_load,
+    software_facts,
+    usable_cores,
+)
 from masksam_deploy.bench.measure import Opened, ScanSettings, measure_scans, measure_windows, segment
 from masksam_deploy.bench.results import BenchResult, Check, ColdStart, Roofline, Run, ScanTimes, WindowTimes
 from masksam_deploy.bundle import Bundle
@@ -79,7 +87,7 @@ def run_bench(
     check_names(contenders)
     tell: Progress = progress or (lambda *_: None)
     started = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    state = machine_state()
+    state, warning = machine_state(), busy_warning(recent_load(), usable_cores())
     windows = windows_of(bundle, scan, settings.windows, settings.scan.step)
     with TemporaryDirectory() as name:
         folder = Path(name)
@@ -116,6 +124,7 @@ def run_bench(
         roofline=roofline,
         roofline_problem=problem,
         gpu=gpu_state(readings),
+        warnings=(warning,) if warning else (),
     )
 
 

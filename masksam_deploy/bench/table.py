@@ -187,7 +187,8 @@ def notes(result: BenchResult) -> list[str]:
             f"measured peak at float32: {peak.peak_flops_per_s / 1e9:.1f} GFLOP/s, "
             f"{peak.peak_bytes_per_s / 1e9:.1f} GB/s"
         )
-    return [*lines, "; ".join(f"{name}: {one_line(value)}" for name, value in result.state.items())]
+    lines.append("; ".join(f"{name}: {one_line(value)}" for name, value in result.state.items()))
+    return lines + [f"warning: {one_line(warning, 400)}" for warning in result.warnings]
 
 
 def _shown(stage: str) -> str:

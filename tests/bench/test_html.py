@@ -160,6 +160,14 @@ def test_stages_of_several_contenders_keep_their_order() -> None:
     assert merged([graphs, graphs]) == graphs
 
 
+def test_warnings_stand_where_they_are_seen() -> None:
+    file = io.StringIO()
+    one = everything().model_copy(update={"warnings": ("the machine was busy: <5 cores>",)})
+    print_result(one, file)
+    assert file.getvalue().splitlines()[-1] == "warning: the machine was busy: <5 cores>"
+    assert '<p class="warning">the machine was busy: &lt;5 cores&gt;</p>' in html_report(one)
+
+
 def test_the_gpu_is_told_where_it_answered() -> None:
     state = GpuState(readings={"power, W": (80.0, 120.5, 140.0)})
     file = io.StringIO()

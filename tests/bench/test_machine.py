@@ -6,7 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from masksam_deploy.bench.machine import checkout_commit, gpu_state, machine_facts, processor_name, usable_cores
+from masksam_deploy.bench.machine import (
+    busy_warning,
+    checkout_commit,
+    gpu_state,
+    machine_facts,
+    processor_name,
+    recent_load,
+    usable_cores,
+)
 from masksam_deploy.bench.peaks import peak_bandwidth, peak_flops
 from masksam_deploy.gpus import GpuReading
 
@@ -39,6 +47,12 @@ def test_the_machine_is_described() -> None:
     assert {"processor", "cores", "memory", "system"} <= set(facts)
     assert processor_name() and usable_cores() >= 1
     assert all(facts.values())
+
+
+def test_a_busy_machine_is_warned_about() -> None:
+    assert busy_warning(1.0, 2) is None
+    assert "found a load of 4.9 on 2 cores" in str(busy_warning(4.9, 2))
+    assert recent_load() >= 0
 
 
 def test_gpu_readings_are_summed_up_and_what_is_not_told_is_left_out() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +19,14 @@ from masksam_export.official import ACDC, AMOS, SYNAPSE
 from tests.export.golden import Golden
 
 QUICK = Settings(repeats=2, scan_repeats=0, windows=1, threads=1, cold=False, roofline=False)
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> Iterator[None]:
+    """PyTorch's threads are the whole process's: other tests get them back."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 def test_a_random_network_is_exported_once_and_measured_beside_pytorch(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,14 @@ from masksam_deploy.errors import BackendError, CheckpointError
 from masksam_deploy.parity import compare_scores
 from masksam_export.baseline import open_baseline, torch_chain
 from tests.export.golden import Golden
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> Iterator[None]:
+    """PyTorch's threads are the whole process's: other tests get them back."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 def test_it_computes_what_the_bundle_computes(cardiac_bundle: Path, cardiac_case: Path) -> None:
