@@ -77,6 +77,7 @@ class TorchSession:
             raise BackendError("mode 'amp' was asked for on the cpu, expected a GPU; leave it out or use --device cuda")
         # Always set: OMP_NUM_THREADS limits PyTorch and not ONNX Runtime, and the comparison would be unfair.
         torch.set_num_threads(threads or usable_cores())
+        self.device: Device = device
         self._device = torch.device(device)
         self._mixed = mode == "amp"
         model = model.eval().requires_grad_(False).to(self._device)

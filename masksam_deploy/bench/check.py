@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from masksam_deploy.backends import GraphChain
+from masksam_deploy.backends import Network
 from masksam_deploy.bench.inputs import BenchScan, Window
 from masksam_deploy.bench.results import Check
 from masksam_deploy.bundle import Bundle
@@ -69,7 +69,7 @@ class Expected:
 
 
 def expected_of(
-    network: GraphChain, windows: Sequence[Window], labels: Volume | None, scan: BenchScan | None, bundle: Bundle
+    network: Network, windows: Sequence[Window], labels: Volume | None, scan: BenchScan | None, bundle: Bundle
 ) -> Expected:
     """Run the float32 graphs on the windows, and read the scan's reference label map."""
     scores = [network(window).copy() for window in windows]
@@ -80,7 +80,7 @@ def expected_of(
     return Expected(scores, labels, reference)
 
 
-def check_windows(network: GraphChain, windows: Sequence[Window], expected: Expected, precision: Precision) -> Check:
+def check_windows(network: Network, windows: Sequence[Window], expected: Expected, precision: Precision) -> Check:
     """Compare class scores window by window; the worst window decides on ties, all together on Dice.
 
     A network that fails is a network that disagrees.

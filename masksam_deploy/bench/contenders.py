@@ -8,7 +8,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Literal, Protocol, TypeAlias, cast, get_args
 
-from masksam_deploy.backends import Device, GraphChain
+from masksam_deploy.backends import Device, Network
 from masksam_deploy.bench.results import BenchError
 from masksam_deploy.bundle import Bundle
 from masksam_deploy.engines.run import choose_engine, machine_for, open_network
@@ -28,7 +28,7 @@ class OpenBaseline(Protocol):
 
     def __call__(
         self, checkpoint: Path, bundle: Bundle, mode: BaselineMode, *, device: Device, threads: int | None
-    ) -> GraphChain:
+    ) -> Network:
         """The network of a checkpoint as a chain of one stage."""
 
 
@@ -47,7 +47,7 @@ class Contender:
     name: str
     precision: Precision
     device: Device
-    open: Callable[[], GraphChain]
+    open: Callable[[], Network]
     fresh: dict[str, str] | None = None
 
 
@@ -116,7 +116,7 @@ def baseline_contender(
 
 def open_fresh(
     bundle: Bundle, description: dict[str, str], *, device: Device = "cpu", threads: int | None = None
-) -> GraphChain:
+) -> Network:
     """Open what `Contender.fresh` describes, in another process than where it was written."""
     if description["kind"] == "baseline":
         mode = cast("BaselineMode", description["mode"])

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from masksam_deploy.bundle import Bundle
 from masksam_deploy.engines.gate import validation_cases
-from masksam_deploy.engines.scans import ScanFiles, digest
+from masksam_deploy.engines.scans import digest
 from masksam_deploy.io import read_volume
 from masksam_deploy.io.write_scan import write_scan
 from masksam_deploy.preprocess import preprocess
@@ -113,4 +113,4 @@ def windows_sha256(windows: list[Window]) -> str:
 
 
 def _found(name: str, origin: Origin, paths: tuple[Path, ...], reference: Path | None) -> BenchScan:
-    return BenchScan(name, origin, paths, reference, digest(ScanFiles(name, paths)))
+    return BenchScan(name, origin, paths, reference, digest(read_volume(paths)))

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from masksam_deploy.backends import Device, GraphChain, Session
+from masksam_deploy.backends import Device, GraphChain, Network, Session
 from masksam_deploy.backends.base import Tensors
 from masksam_deploy.backends.onnxruntime import import_runtime
 from masksam_deploy.bench.contenders import Contender
@@ -38,6 +38,11 @@ class TimedSession:
         self._graph, self._session, self._watch = graph, session, watch
 
     @property
+    def device(self) -> Device:
+        """See `Session.device`."""
+        return self._session.device
+
+    @property
     def provider(self) -> str:
         """See `Session.provider`."""
         return self._session.provider
@@ -57,14 +62,15 @@ class Opened:
     """A loaded contender with a clock in it."""
 
     contender: Contender
-    network: GraphChain
+    network: Network
     watch: Stopwatch = field(default_factory=Stopwatch)
 
     @classmethod
     def of(cls, contender: Contender) -> Opened:
         """Load it."""
         opened = cls(contender, contender.open())
-        opened.network = opened.network.wrapped(lambda graph, session: TimedSession(graph, session, opened.watch))
+        if isinstance(opened.network, GraphChain):  # engines that stay on the GPU are timed as a whole
+            opened.network = opened.network.wrapped(lambda graph, session: TimedSession(graph, session, opened.watch))
         return opened
 
 

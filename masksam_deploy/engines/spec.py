@@ -14,6 +14,7 @@ from masksam_deploy.text import shown
 Precision: TypeAlias = Literal["fp32", "fp16", "bf16", "int8"]
 Target: TypeAlias = Literal["onnxruntime", "tensorrt", "rtx"]
 
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "int8")
 TARGETS: tuple[Target, ...] = ("onnxruntime", "tensorrt", "rtx")
 
 

@@ -46,6 +46,7 @@ class Altered:
 
     def __init__(self, session: Session, change: Callable[[NDArray[np.float32]], NDArray[np.float32]]) -> None:
         self._session, self._change = session, change
+        self.device = session.device
         self.provider = session.provider
         self.close = session.close
 
