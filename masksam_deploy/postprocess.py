@@ -16,7 +16,7 @@ from masksam_deploy.errors import BundleError
 from masksam_deploy.manifest import Labels, Resampling
 from masksam_deploy.preprocess import ScanFrame
 from masksam_deploy.resample import Floats, Limits, Resampler, resampler
-from masksam_deploy.sliding_window import round_to_float16
+from masksam_deploy.rolling_sums import round_to_float16
 
 LabelMap: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16]
 

@@ -11,24 +11,20 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import combinations, product
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from masksam_deploy.errors import BackendError
 from masksam_deploy.resample import Shape3
+from masksam_deploy.rolling_sums import RollingSums, Scores, not_finite
+from masksam_deploy.team import Team
 
 Predict: TypeAlias = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 PredictAll: TypeAlias = Callable[[Iterator[NDArray[np.float32]]], Iterator[NDArray[np.float32]]]
 Progress: TypeAlias = Callable[[int, int], None]
-Scores: TypeAlias = NDArray[np.floating[Any]]
 Accumulator: TypeAlias = Literal["float16", "float32"]
-
-GAUSSIAN_PEAK = 10.0
-_SIGMA_PER_PATCH = 1 / 8
-_TRUNCATE_SIGMAS = 4.0
-_FLOAT16_MAX = 65504.0
 
 
 @dataclass(frozen=True)
@@ -85,106 +81,6 @@ def network_calls(shape: Shape3, patch: Shape3, mirror_axes: tuple[int, ...], st
     return window_count(shape, patch, step) * (1 << len(mirror_axes))
 
 
-def gaussian_weights(patch: Shape3) -> NDArray[np.float16]:
-    """The weight of each voxel of a window, `[T,P,P]`, peak 10.
-
-    The response of `scipy.ndimage.gaussian_filter` (sigma = patch / 8, constant border, truncated at 4 sigma)
-    to an impulse at `patch // 2`, in float64, then float16 with zeros raised to the smallest entry (nnU-Net's
-    `compute_gaussian`).
-    """
-    z, y, x = (_gaussian_axis(size) for size in patch)
-    weights = (z[:, None, None] * y[None, :, None]) * x[None, None, :]
-    weights /= weights.max() / GAUSSIAN_PEAK
-    # By way of float32, as torch converts.
-    half = weights.astype(np.float32).astype(np.float16)
-    half[half == 0] = half[half != 0].min()
-    return half
-
-
-def _gaussian_axis(size: int) -> NDArray[np.float64]:
-    sigma = size * _SIGMA_PER_PATCH
-    radius = int(_TRUNCATE_SIGMAS * sigma + 0.5)
-    offsets = np.arange(-radius, radius + 1)
-    kernel = np.exp(-0.5 / (sigma * sigma) * offsets**2)
-    kernel /= kernel.sum()
-    response = np.zeros(size)
-    distance = np.arange(size) - size // 2
-    reached = np.abs(distance) <= radius
-    response[reached] = kernel[distance[reached] + radius]
-    return response
-
-
-def round_to_float16(values: Scores) -> None:
-    """Round a contiguous float32 or float64 array in place to what float16 can hold, half to even.
-
-    Equals a cast to float16 and back, subnormals included, for magnitudes below 65520 (larger ones are
-    rounded as if float16 had no upper end), but takes a third of the time: adding and subtracting
-    1.5 * 2**k leaves exactly the bits above the float16 step, where k puts that step in the last place.
-    """
-    if values.dtype == np.float32:
-        bits, mantissa, bias = values.view(np.uint32), 23, 127
-    else:
-        bits, mantissa, bias = values.view(np.uint64), 52, 1023
-    unsigned = bits.dtype.type
-    exponents = bits & unsigned((2 * bias + 1) << mantissa)
-    np.maximum(exponents, unsigned((bias - 14) << mantissa), out=exponents)
-    exponents += unsigned(((mantissa - 10) << mantissa) | (1 << (mantissa - 1)))
-    magic = exponents.view(values.dtype)
-    values += magic
-    values -= magic
-
-
-class _RollingSums:
-    """Weighted score sums of the planes that later windows may still reach."""
-
-    def __init__(self, classes: int, patch: Shape3, plane: tuple[int, int], half: bool) -> None:
-        self._patch = patch
-        self._half = half
-        self._weights = gaussian_weights(patch).astype(np.float32)
-        self._scores = np.zeros((classes, patch[0], *plane), np.float32)
-        self._totals = np.zeros((patch[0], *plane), np.float32)
-        self._scratch = np.empty(patch, np.float32)
-
-    def add(self, prediction: NDArray[np.float32], top: int, left: int) -> None:
-        """Add one window's `[K,T,P,P]`; its first plane is the first kept one.
-
-        float16 mode rounds after every window as nnU-Net's float16 sums do: the product and the sum are
-        float32, the result is float16. Without it the sums are plain float32.
-        """
-        rows, columns = slice(top, top + self._patch[1]), slice(left, left + self._patch[2])
-        weighted = self._scratch
-        for sums, scores in zip(self._scores, prediction, strict=True):
-            np.multiply(scores, self._weights, out=weighted)
-            self._add_rounded(sums[:, rows, columns], weighted)
-        np.copyto(weighted, self._weights)
-        self._add_rounded(self._totals[:, rows, columns], weighted)
-
-    def _add_rounded(self, sums: NDArray[np.float32], term: NDArray[np.float32]) -> None:
-        term += sums
-        if self._half:
-            round_to_float16(term)
-            largest = max(term.max(), -term.min())
-            if largest > _FLOAT16_MAX:
-                raise BackendError(
-                    f"a weighted sum of class scores reached {largest:g}, expected at most 65504 (float16); "
-                    "use the float32 accumulator"
-                )
-        sums[...] = term
-
-    def average(self, plane: int, rows: slice, columns: slice) -> Scores:
-        """The weighted mean scores `[K,1,H,W]` of one kept plane, in the accumulator's dtype."""
-        keep = (slice(plane, plane + 1), rows, columns)
-        scores = self._scores[(slice(None), *keep)] / self._totals[keep]
-        return scores.astype(np.float16) if self._half else scores
-
-    def drop(self, count: int) -> None:
-        """Forget the first `count` planes."""
-        for sums in (*self._scores, self._totals):
-            kept = len(sums) - count
-            sums[:kept] = sums[count:].copy()
-            sums[kept:] = 0
-
-
 def stream_scores(
     data: NDArray[np.float32],
     patch: Shape3,
@@ -194,6 +90,7 @@ def stream_scores(
     accumulator: Accumulator,
     classes: int,
     step: float = 0.5,
+    threads: int = 1,
     progress: Progress | None = None,
 ) -> Iterator[tuple[int, Scores]]:
     """Predict a volume window by window and yield its class scores, plane after plane.
@@ -208,6 +105,7 @@ def stream_scores(
         accumulator: "float16" repeats nnU-Net's rounding after every window, "float32" does not round.
         classes: K.
         step: see `window_starts`.
+        threads: for the sums, at least 1; the result does not depend on it.
         progress: called with (done, total) network calls after each window.
 
     Yields:
@@ -232,6 +130,7 @@ def stream_scores(
         half=accumulator == "float16",
         classes=classes,
         step=step,
+        threads=threads,
         progress=progress,
     )
 
@@ -245,6 +144,7 @@ def _stream(
     half: bool,
     classes: int,
     step: float,
+    threads: int,
     progress: Progress | None,
 ) -> Iterator[tuple[int, Scores]]:
     depth, height, width = data.shape[1:]
@@ -252,7 +152,6 @@ def _stream(
     low = tuple((padded[axis] - data.shape[1 + axis]) // 2 for axis in range(3))
     rows, columns = slice(low[1], low[1] + height), slice(low[2], low[2] + width)
     z_starts, y_starts, x_starts = (window_starts(padded[axis], patch[axis], step) for axis in range(3))
-    sums = _RollingSums(classes, patch, padded[1:], half)
     calls = 1 << len(mirror_axes)
     total = network_calls((depth, height, width), patch, mirror_axes, step)
     done = 0
@@ -260,17 +159,19 @@ def _stream(
     layers = [_together(z, list(product(y_starts, x_starts)), network.batch) for z in z_starts]
     images = _images(data, patch, low, [starts for layer in layers for starts in layer], _mirrorings(mirror_axes))
     predictions = network.predict_all(images)
-    for layer, z, next_z in zip(layers, z_starts, [*z_starts[1:], padded[0]], strict=True):
-        for starts in layer:
-            means = _mean_of_mirrored(predictions, mirror_axes, (len(starts), classes, *patch), starts)
-            for (_, y, x), scores in zip(starts, means, strict=True):
-                sums.add(scores, y, x)
-            done += calls * len(starts)
-            if progress:
-                progress(done, total)
-        for plane in range(max(z, low[0]), min(next_z, low[0] + depth)):
-            yield plane - low[0], sums.average(plane - z, rows, columns)
-        sums.drop(next_z - z)
+    with Team(threads) as team:
+        sums = RollingSums(classes, patch, padded[1:], half, team)
+        for layer, z, next_z in zip(layers, z_starts, [*z_starts[1:], padded[0]], strict=True):
+            for starts in layer:
+                means = _mean_of_mirrored(predictions, mirror_axes, (len(starts), classes, *patch), starts, team)
+                for start, scores in zip(starts, means, strict=True):
+                    sums.add(scores, start)
+                done += calls * len(starts)
+                if progress:
+                    progress(done, total)
+            for plane in range(max(z, low[0]), min(next_z, low[0] + depth)):
+                yield plane - low[0], sums.average(plane, rows, columns)
+            sums.forget(z, next_z)
 
 
 def _together(z: int, corners: Sequence[tuple[int, int]], batch: int) -> list[list[Shape3]]:
@@ -333,29 +234,46 @@ def _mean_of_mirrored(
     mirror_axes: tuple[int, ...],
     expected: tuple[int, ...],
     starts: Sequence[Shape3],
+    team: Team,
 ) -> NDArray[np.float32]:
     """The mean float32 prediction `[B,K,T,P,P]` over windows and their mirror images, in nnU-Net's order."""
+    first = _next_scores(predictions, expected, starts)
+    if not mirror_axes:
+        return first  # the network's own memory: added to the sums, which check it, before the next is asked for
     mirrorings = _mirrorings(mirror_axes)
-    where = f"the window at {starts[0]}" if len(starts) == 1 else f"the windows from {starts[0]} to {starts[-1]}"
-    total = np.zeros(0, np.float32)
-    for mirroring in mirrorings:
-        axes = tuple(axis + 2 for axis in mirroring)
-        prediction = np.asarray(next(predictions), np.float32)
-        if prediction.shape != expected:
-            raise BackendError(
-                f"the network returned scores of shape {prediction.shape} for {where}, "
-                f"expected {expected}; the graphs do not fit the manifest, export the bundle again"
-            )
-        if not np.isfinite(prediction).all():
-            mirrored = f" mirrored along axes {mirroring}" if mirroring else ""
-            raise BackendError(
-                f"the network returned scores that are not finite for {where}{mirrored}, "
-                "expected finite numbers; use a wider precision (float32)"
-            )
-        if not mirroring:
-            total = prediction.copy()
-        else:
-            total += np.flip(prediction, axes)
-    if mirrorings[1:]:
-        total /= len(mirrorings)
+    _add(first, mirrorings[0], total := np.zeros_like(first), starts, team)
+    for mirroring in mirrorings[1:]:
+        _add(_next_scores(predictions, expected, starts), mirroring, total, starts, team)
+    total /= len(mirrorings)
     return total
+
+
+def _next_scores(
+    predictions: Iterator[NDArray[np.float32]], expected: tuple[int, ...], starts: Sequence[Shape3]
+) -> NDArray[np.float32]:
+    """The network's next scores `[B,K,T,P,P]`, their shape checked."""
+    scores = np.asarray(next(predictions), np.float32)
+    if scores.shape != expected:
+        where = f"the window at {starts[0]}" if len(starts) == 1 else f"the windows from {starts[0]} to {starts[-1]}"
+        raise BackendError(
+            f"the network returned scores of shape {scores.shape} for {where}, "
+            f"expected {expected}; the graphs do not fit the manifest, export the bundle again"
+        )
+    return scores
+
+
+def _add(
+    scores: NDArray[np.float32],
+    mirroring: tuple[int, ...],
+    total: NDArray[np.float32],
+    starts: Sequence[Shape3],
+    team: Team,
+) -> None:
+    """Add scores `[B,K,T,P,P]` of mirrored windows, turned back."""
+
+    def add_class(index: tuple[int, int]) -> None:
+        if not np.isfinite(scores[index]).all():
+            raise not_finite(starts[index[0]], mirroring)
+        total[index] += np.flip(scores[index], mirroring)
+
+    team.each(add_class, np.ndindex(*scores.shape[:2]))

@@ -13,14 +13,13 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
 from masksam_deploy.errors import BackendError
+from masksam_deploy.rolling_sums import gaussian_weights, round_to_float16
 from masksam_deploy.sliding_window import (
     Accumulator,
     Pipeline,
     Predict,
-    gaussian_weights,
     network_calls,
     padded_shape,
-    round_to_float16,
     stream_scores,
     window_count,
     window_starts,
@@ -140,6 +139,7 @@ def test_rounding_to_float16_equals_a_cast_for_every_float16_and_all_between(dty
     accumulator=st.sampled_from(["float16", "float32"]),
     scale=st.sampled_from([1.0, 1e-4]),
     channels=st.integers(1, 2),
+    threads=st.integers(1, 3),
 )
 def test_streamed_scores_equal_whole_volume_sums_to_the_bit(
     shape: Shape,
@@ -148,10 +148,13 @@ def test_streamed_scores_equal_whole_volume_sums_to_the_bit(
     accumulator: Accumulator,
     scale: float,
     channels: int,
+    threads: int,
 ) -> None:
     data = random_data((channels, *shape))
     network = FakeNetwork(3, patch, scale)
-    stream = stream_scores(data, patch, network, mirror_axes=mirror_axes, accumulator=accumulator, classes=3)
+    stream = stream_scores(
+        data, patch, network, mirror_axes=mirror_axes, accumulator=accumulator, classes=3, threads=threads
+    )
     planes, pieces = zip(*stream, strict=True)
     assert list(planes) == list(range(shape[0]))
     scores = np.concatenate(pieces, axis=1)
