@@ -7,7 +7,7 @@ ever exists on the scan's grid, and of the network's grid only the planes the ne
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from masksam_deploy.manifest import Labels, Resampling
 from masksam_deploy.preprocess import ScanFrame
 from masksam_deploy.resample import Floats, Limits, Resampler, resampler
 from masksam_deploy.rolling_sums import round_to_float16
+from masksam_deploy.team import Team
 
 LabelMap: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16]
 
@@ -24,6 +25,7 @@ LabelMap: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16]
 _SOFTMAX_MERGES = 2e-6
 _SLAB_BYTES = 2 << 20  # a plane of 512 x 512: stays in the cache from class to class
 _SPLINE_SLAB_BYTES = 16 << 20  # every slab reads 60 planes more than it writes, so make fewer
+_BLOCK_VOXELS = 1 << 16  # of one class, decided at a time: what a block needs stays in the cache
 
 
 def labels_from_scores(
@@ -31,6 +33,8 @@ def labels_from_scores(
     frame: ScanFrame,
     resampling: Resampling,
     labels: Labels,
+    *,
+    threads: int = 1,
 ) -> LabelMap:
     """Consume a stream of class scores and return the label map in scan space.
 
@@ -48,6 +52,7 @@ def labels_from_scores(
         frame: how that grid relates to the scan.
         resampling: the bundle's `resample_scores`.
         labels: what the K classes mean.
+        threads: at least 1; the result does not depend on it.
 
     Returns:
         `[Z,Y,X]`, uint8 or, if a label value exceeds 255, uint16.
@@ -65,20 +70,18 @@ def labels_from_scores(
     limits = window.limits(plan) if plan.clips and not plan.is_identity else None
     is_spline = 3 in (resampling.order, resampling.order_z)
     decided: int | None = None
-    for start, stop in plan.slabs(frame.network_shape, _SPLINE_SLAB_BYTES if is_spline else _SLAB_BYTES):
-        used = plan.maps[0].used(start, stop)
-        # Nearest neighbour across the slices repeats planes: decide each once.
-        repeats = stop - start == 1 and used.tolist() == [decided]
-        if repeats:
-            box[start] = box[start - 1]
-            continue
-        window.advance(int(plan.maps[0].needed_from[start]), int(used[-1]))
-        scores = _resample(window, plan, start, stop, limits)
-        if labels.decision == "regions":
-            _paint_regions(scores, palette, out=box[start:stop])
-        else:
-            _paint_argmax(scores, palette, out=box[start:stop], as_softmax=window.half)
-        decided = int(used[0]) if stop - start == 1 and used.size == 1 else None
+    with Team(threads) as team:
+        for start, stop in plan.slabs(frame.network_shape, _SPLINE_SLAB_BYTES if is_spline else _SLAB_BYTES):
+            used = plan.maps[0].used(start, stop)
+            # Nearest neighbour across the slices repeats planes: decide each once.
+            repeats = stop - start == 1 and used.tolist() == [decided]
+            if repeats:
+                box[start] = box[start - 1]
+                continue
+            window.advance(int(plan.maps[0].needed_from[start]), int(used[-1]))
+            scores = _resample(window, plan, start, stop, limits, team)
+            _paint(scores, palette, box[start:stop], labels.decision, window.half, team)
+            decided = int(used[0]) if stop - start == 1 and used.size == 1 else None
     window.finish()
     return result
 
@@ -125,6 +128,11 @@ class _PlaneWindow:
         """Planes `used` of one class, `[n,H,W]`."""
         return np.stack([self._planes[int(plane)][index] for plane in used])
 
+    def whole(self, start: int, stop: int) -> Floats:
+        """Planes `start` to `stop` of all classes, `[K,n,H,W]`; a single one is not copied."""
+        planes = [self._planes[plane] for plane in range(start, stop)]
+        return planes[0][:, None] if len(planes) == 1 else np.stack(planes, axis=1)
+
     def finish(self) -> None:
         """Read what no output depends on, so that a stream that is too long or too short is noticed."""
         while self._arrived < self._shape[0]:
@@ -152,53 +160,78 @@ class _PlaneWindow:
 
 
 def _resample(
-    window: _PlaneWindow, plan: Resampler, start: int, stop: int, limits: list[Limits] | None
-) -> NDArray[np.float32]:
-    """Scores `[K, stop - start, H', W']` of a slab of the box; in float16 mode all are float16 numbers."""
+    window: _PlaneWindow, plan: Resampler, start: int, stop: int, limits: list[Limits] | None, team: Team
+) -> Floats:
+    """Scores `[K, stop - start, H', W']` of a slab of the box, float32; in float16 mode all are float16 numbers."""
+    if plan.is_identity:
+        return window.whole(start, stop)
     used = plan.maps[0].used(start, stop)
     scores = np.empty((window.classes, stop - start, *plan.new_shape[1:]), np.float32)
     dtype = np.float64 if window.half else np.float32
-    for index in range(window.classes):
-        source = window.select(used, index)
-        if plan.is_identity:
-            scores[index] = source
-            continue
-        planes = plan.planes(source, start, stop, limits[index] if limits else None, dtype)
+
+    def resample_class(index: int) -> None:
+        planes = plan.planes(window.select(used, index), start, stop, limits[index] if limits else None, dtype)
         if window.half:
             round_to_float16(planes)
         scores[index] = planes
+
+    team.each(resample_class, range(window.classes))
     return scores
 
 
-def _paint_argmax(scores: NDArray[np.float32], palette: LabelMap, out: LabelMap, *, as_softmax: bool) -> None:
+def _paint(
+    scores: Floats,
+    palette: LabelMap,
+    out: LabelMap,
+    decision: Literal["argmax", "regions"],
+    as_softmax: bool,
+    team: Team,
+) -> None:
+    """Decide a slab `[K,n,H,W]` and paint it into `out` `[n,H,W]`, a few rows at a time."""
+
+    def paint_rows(top: int) -> None:
+        rows = slice(top, top + step)
+        if decision == "regions":
+            _paint_regions(scores[:, :, rows], palette, out[:, rows])
+        else:
+            _paint_argmax(scores[:, :, rows], palette, out[:, rows], as_softmax=as_softmax)
+
+    _, depth, height, width = scores.shape
+    step = max(1, _BLOCK_VOXELS // (depth * width))
+    team.each(paint_rows, range(0, height, step))
+
+
+def _paint_argmax(scores: Floats, palette: LabelMap, out: LabelMap, *, as_softmax: bool) -> None:
     """Paint each voxel of `out` `[n,H,W]` with the value of its best class; the lowest class wins a tie.
 
     `as_softmax` decides as argmax(float32 softmax) does: where the best class leads a lower one by so little
     that their probabilities round to the same number, the lower one wins.
     """
     best = scores[0].copy()
-    lead = np.empty_like(best)
+    winner = np.zeros(best.shape, np.min_scalar_type(len(scores) - 1))
+    challenger = np.empty_like(winner)
+    better = np.empty(best.shape, bool)
     close = np.zeros(best.shape, bool)
-    values = np.full(best.shape, palette[0])
-    for score, value in zip(scores[1:], palette[1:], strict=True):
-        np.subtract(score, best, out=lead)
-        better = lead > 0
-        np.copyto(values, value, where=better)
-        np.maximum(best, score, out=best)
+    for index, score in enumerate(scores[1:], 1):
+        np.greater(score, best, out=better)
+        # The last class to be better is the largest that was: a maximum is faster than a masked copy.
+        np.multiply(better.view(np.uint8), winner.dtype.type(index), out=challenger)
+        np.maximum(winner, challenger, out=winner)
         if as_softmax:
-            better &= lead < _SOFTMAX_MERGES
+            better &= score - best < _SOFTMAX_MERGES
             close |= better
+        np.maximum(best, score, out=best)
     if close.any():
-        values[close] = palette[_softmax(scores[:, close]).argmax(axis=0)]
-    out[...] = values
+        winner[close] = _softmax(scores[:, close]).argmax(axis=0)
+    out[...] = palette[winner]
 
 
-def _softmax(scores: NDArray[np.float32]) -> NDArray[np.float32]:
+def _softmax(scores: Floats) -> NDArray[np.float32]:
     shares = np.exp(scores - scores.max(axis=0))
     return np.asarray(shares / shares.sum(axis=0), np.float32)
 
 
-def _paint_regions(scores: NDArray[np.float32], palette: LabelMap, out: LabelMap) -> None:
+def _paint_regions(scores: Floats, palette: LabelMap, out: LabelMap) -> None:
     """Paint each class where its float32 sigmoid exceeds 0.5, later classes over earlier ones."""
     with np.errstate(over="ignore"):  # exp of a very negative score is infinite, its sigmoid 0: as wanted
         for score, value in zip(scores, palette, strict=True):

@@ -10,7 +10,7 @@ and no SciPy is needed. Coordinates are those of voxel centres: output i lies at
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeAlias
 
@@ -23,12 +23,13 @@ Shape3: TypeAlias = tuple[int, int, int]
 Spacing3: TypeAlias = tuple[float, float, float]
 Floats: TypeAlias = NDArray[np.floating[Any]]
 Limits: TypeAlias = tuple[Floats, Floats]
+Block: TypeAlias = tuple[slice, slice, Floats]  # outputs, inputs, the weights between them
 
 ANISOTROPY_THRESHOLD = 3.0
 _SPLINE_PADDING = 12  # scipy.ndimage pads this many edge voxels before the prefilter in mode "nearest"
 _SPLINE_POLE = np.sqrt(3.0) - 2.0
 _NEGLIGIBLE = 1e-18  # spline tails below this cannot change a double sum of intensities
-_BLOCK_ROWS = 32  # output rows per product: the matrices are banded, so small blocks skip their zeros
+_BLOCK_ROWS = 16  # output rows per product: the matrices are banded, so small blocks skip their zeros
 _CHUNK_BYTES = 16 << 20
 
 
@@ -130,6 +131,7 @@ class AxisMap:
     """A resize of one axis: the matrix `[new, old]` and which part of each row is not zero."""
 
     matrix: NDArray[np.float64]
+    _blocks: dict[np.dtype[Any], list[Block]] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
     def is_identity(self) -> bool:
@@ -157,6 +159,19 @@ class AxisMap:
         """The inputs, in rising order, that outputs `start` to `stop` depend on."""
         return np.flatnonzero(self.matrix[start:stop].any(axis=0))
 
+    def blocks(self, dtype: np.dtype[Any]) -> list[Block]:
+        """The matrix in `dtype` as blocks of rows without the zeros beside the band."""
+        if dtype not in self._blocks:
+            self._blocks[dtype] = list(self._cut(self.matrix.astype(dtype, copy=False)))
+        return self._blocks[dtype]
+
+    def _cut(self, matrix: Floats) -> Iterator[Block]:
+        new = len(matrix)
+        for start in range(0, new, _BLOCK_ROWS):
+            stop = min(start + _BLOCK_ROWS, new)
+            inputs = slice(int(self.first[start:stop].min()), int(self.last[start:stop].max()) + 1)
+            yield slice(start, stop), inputs, np.ascontiguousarray(matrix[start:stop, inputs])
+
     def apply(self, array: Floats, axis: int) -> Floats:
         """Resize `axis` of a contiguous 3D array; computes in the array's dtype."""
         if self.is_identity:
@@ -164,20 +179,16 @@ class AxisMap:
         new = self.matrix.shape[0]
         shape = (*array.shape[:axis], new, *array.shape[axis + 1 :])
         out = np.empty(shape, array.dtype)
-        matrix = self.matrix.astype(array.dtype, copy=False)
         # Fold the other two axes so that the resized one is a matrix dimension of the product.
         before = int(np.prod(shape[:axis]))
         after = int(np.prod(shape[axis + 1 :]))
         source = array.reshape(before, -1, after)
         target = out.reshape(before, new, after)
-        for start in range(0, new, _BLOCK_ROWS):
-            stop = min(start + _BLOCK_ROWS, new)
-            lo, hi = int(self.first[start:stop].min()), int(self.last[start:stop].max()) + 1
-            block = matrix[start:stop, lo:hi]
+        for outputs, inputs, block in self.blocks(array.dtype):
             if axis == 2:
-                np.matmul(source[:, lo:hi, 0], block.T, out=target[:, start:stop, 0])
+                np.matmul(source[:, inputs, 0], block.T, out=target[:, outputs, 0])
             else:
-                np.matmul(block, source[:, lo:hi], out=target[:, start:stop])
+                np.matmul(block, source[:, inputs], out=target[:, outputs])
         return out
 
 
@@ -285,7 +296,7 @@ def _combine_planes(weights: Floats, source: Floats, dtype: DTypeLike) -> Floats
     out = np.empty((len(weights), height, width), dtype)
     rows = max(1, _CHUNK_BYTES // (count * width * out.itemsize))
     for top in range(0, height, rows):
-        chunk = source[:, top : top + rows].astype(dtype)
+        chunk = source[:, top : top + rows].astype(dtype, copy=False)
         product = weights @ chunk.reshape(count, -1)
         out[:, top : top + rows] = product.reshape(len(weights), -1, width)
     return out
