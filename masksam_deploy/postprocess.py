@@ -6,6 +6,7 @@ ever exists on the scan's grid, and of the network's grid only the planes the ne
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any, Literal, TypeAlias
 
@@ -25,6 +26,7 @@ LabelMap: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16]
 _SOFTMAX_MERGES = 2e-6
 _SLAB_BYTES = 2 << 20  # a plane of 512 x 512: stays in the cache from class to class
 _SPLINE_SLAB_BYTES = 16 << 20  # every slab reads 60 planes more than it writes, so make fewer
+_GROUP_BYTES = 8 << 20  # of scores in double
 _BLOCK_VOXELS = 1 << 16  # of one class, decided at a time: what a block needs stays in the cache
 
 
@@ -117,21 +119,23 @@ class _PlaneWindow:
         for index in [index for index in self._planes if index < first]:
             del self._planes[index]
 
-    def limits(self, plan: Resampler) -> list[Limits]:
-        """Read everything and return the limits of each class."""
+    def limits(self, plan: Resampler) -> Limits:
+        """Read everything and return the limits of all classes, to broadcast to `[D,K,H,W]`."""
         while self._arrived < self._shape[0]:
             self._read()
-        indices = np.arange(self._shape[0])
-        return [plan.limits(self.select(indices, index)) for index in range(self.classes)]
+        every = np.arange(self._shape[0])
+        limits = [plan.limits(self.select(every, slice(k, k + 1))[:, 0]) for k in range(self.classes)]
+        lows, highs = zip(*limits, strict=True)
+        return np.stack(lows, axis=1), np.stack(highs, axis=1)
 
-    def select(self, used: NDArray[np.intp], index: int) -> Floats:
-        """Planes `used` of one class, `[n,H,W]`."""
-        return np.stack([self._planes[int(plane)][index] for plane in used])
+    def select(self, used: NDArray[np.intp], classes: slice) -> Floats:
+        """Planes `used` of some classes, `[n,K,H,W]`."""
+        return np.stack([self._planes[int(plane)][classes] for plane in used])
 
-    def whole(self, start: int, stop: int) -> Floats:
-        """Planes `start` to `stop` of all classes, `[K,n,H,W]`; a single one is not copied."""
-        planes = [self._planes[plane] for plane in range(start, stop)]
-        return planes[0][:, None] if len(planes) == 1 else np.stack(planes, axis=1)
+    def scores(self, start: int, stop: int) -> list[Floats]:
+        """Planes `start` to `stop` of each class, `[n,H,W]`."""
+        planes = np.stack([self._planes[plane] for plane in range(start, stop)])
+        return list(planes.swapaxes(0, 1))
 
     def finish(self) -> None:
         """Read what no output depends on, so that a stream that is too long or too short is noticed."""
@@ -160,48 +164,53 @@ class _PlaneWindow:
 
 
 def _resample(
-    window: _PlaneWindow, plan: Resampler, start: int, stop: int, limits: list[Limits] | None, team: Team
-) -> Floats:
-    """Scores `[K, stop - start, H', W']` of a slab of the box, float32; in float16 mode all are float16 numbers."""
+    window: _PlaneWindow, plan: Resampler, start: int, stop: int, limits: Limits | None, team: Team
+) -> list[Floats]:
+    """Scores `[stop - start, H', W']` of each class in a slab of the box, float32 (in float16 mode float16 numbers)."""
     if plan.is_identity:
-        return window.whole(start, stop)
+        return window.scores(start, stop)
     used = plan.maps[0].used(start, stop)
-    scores = np.empty((window.classes, stop - start, *plan.new_shape[1:]), np.float32)
     dtype = np.float64 if window.half else np.float32
+    scores: list[Floats] = [np.empty(0, np.float32)] * window.classes
 
-    def resample_class(index: int) -> None:
-        planes = plan.planes(window.select(used, index), start, stop, limits[index] if limits else None, dtype)
+    def resample_classes(first: int) -> None:
+        classes = slice(first, first + step)
+        clip = None if limits is None else (limits[0][:, classes], limits[1][:, classes])
+        planes = plan.planes(window.select(used, classes), start, stop, clip, dtype)
         if window.half:
             round_to_float16(planes)
-        scores[index] = planes
+        scores[classes] = planes.astype(np.float32, copy=False).swapaxes(0, 1)
 
-    team.each(resample_class, range(window.classes))
+    # Enough classes at once that a product is worth its call, few enough to stay in the cache.
+    step = max(1, _GROUP_BYTES // (8 * (stop - start) * math.prod(plan.new_shape[1:])))
+    team.each(resample_classes, range(0, window.classes, step))
     return scores
 
 
 def _paint(
-    scores: Floats,
+    scores: list[Floats],
     palette: LabelMap,
     out: LabelMap,
     decision: Literal["argmax", "regions"],
     as_softmax: bool,
     team: Team,
 ) -> None:
-    """Decide a slab `[K,n,H,W]` and paint it into `out` `[n,H,W]`, a few rows at a time."""
+    """Decide a slab, `[n,H,W]` of each class, and paint it into `out` `[n,H,W]`, a few rows at a time."""
 
     def paint_rows(top: int) -> None:
         rows = slice(top, top + step)
+        block = [score[:, rows] for score in scores]
         if decision == "regions":
-            _paint_regions(scores[:, :, rows], palette, out[:, rows])
+            _paint_regions(block, palette, out[:, rows])
         else:
-            _paint_argmax(scores[:, :, rows], palette, out[:, rows], as_softmax=as_softmax)
+            _paint_argmax(block, palette, out[:, rows], as_softmax=as_softmax)
 
-    _, depth, height, width = scores.shape
+    depth, height, width = scores[0].shape
     step = max(1, _BLOCK_VOXELS // (depth * width))
     team.each(paint_rows, range(0, height, step))
 
 
-def _paint_argmax(scores: Floats, palette: LabelMap, out: LabelMap, *, as_softmax: bool) -> None:
+def _paint_argmax(scores: list[Floats], palette: LabelMap, out: LabelMap, *, as_softmax: bool) -> None:
     """Paint each voxel of `out` `[n,H,W]` with the value of its best class; the lowest class wins a tie.
 
     `as_softmax` decides as argmax(float32 softmax) does: where the best class leads a lower one by so little
@@ -222,7 +231,7 @@ def _paint_argmax(scores: Floats, palette: LabelMap, out: LabelMap, *, as_softma
             close |= better
         np.maximum(best, score, out=best)
     if close.any():
-        winner[close] = _softmax(scores[:, close]).argmax(axis=0)
+        winner[close] = _softmax(np.stack([score[close] for score in scores])).argmax(axis=0)
     out[...] = palette[winner]
 
 
@@ -231,7 +240,7 @@ def _softmax(scores: Floats) -> NDArray[np.float32]:
     return np.asarray(shares / shares.sum(axis=0), np.float32)
 
 
-def _paint_regions(scores: Floats, palette: LabelMap, out: LabelMap) -> None:
+def _paint_regions(scores: list[Floats], palette: LabelMap, out: LabelMap) -> None:
     """Paint each class where its float32 sigmoid exceeds 0.5, later classes over earlier ones."""
     with np.errstate(over="ignore"):  # exp of a very negative score is infinite, its sigmoid 0: as wanted
         for score, value in zip(scores, palette, strict=True):

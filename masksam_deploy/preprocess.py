@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from masksam_deploy.errors import BundleError, ScanError
 from masksam_deploy.manifest import Normalization, Preprocessing
 from masksam_deploy.resample import Shape3, Spacing3, resample_volume, resampler
+from masksam_deploy.team import Team
 from masksam_deploy.volume import Array, Geometry, Volume
 
 Box: TypeAlias = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
@@ -151,13 +152,16 @@ def _extent(occupied: NDArray[np.bool_]) -> tuple[int, int]:
     return int(inside[0]), int(inside[-1]) + 1
 
 
-def preprocess(volume: Volume, spec: Preprocessing, frame: ScanFrame | None = None) -> Preprocessed:
+def preprocess(
+    volume: Volume, spec: Preprocessing, frame: ScanFrame | None = None, *, threads: int = 1
+) -> Preprocessed:
     """Turn a scan into network input.
 
     Args:
         volume: the scan, intensities as stored in the file; its array is not modified.
         spec: the bundle's preprocessing.
         frame: `scan_frame(volume, spec)` if already known.
+        threads: at least 1; the result does not depend on it.
 
     Returns:
         float32 data `[C, *network shape]`, not yet padded to the patch, and the way back.
@@ -179,19 +183,19 @@ def preprocess(volume: Volume, spec: Preprocessing, frame: ScanFrame | None = No
     if any(scheme.use_mask and scheme.scheme == "ZScoreNormalization" for scheme in spec.normalization):
         mask = _filled_mask(volume.channels_czyx, frame)
     data = np.empty((len(spec.channel_names), *frame.network_shape), np.float32)
-    for index, scheme in enumerate(spec.normalization):
-        name = spec.channel_names[index]
-        # The reductions below must see the strides of a whole float32 scan: see _zscore.
-        channel = _float32_channel(volume.channels_czyx[index], name)
-        cropped = channel.transpose(frame.transpose)[frame.slices]
-        normalised = data[index] if plan.is_identity else np.empty(frame.cropped_shape, np.float32)
-        # A finite scan can still overflow here (intensities near 1e38): reported below, not warned about.
-        with np.errstate(over="ignore", invalid="ignore"):
-            normalise(cropped, scheme, mask, out=normalised)
-        if not _is_finite(normalised):
-            raise ScanError(_TOO_LARGE)
-        if not plan.is_identity:
-            resample_volume(normalised, plan, out=data[index])
+    with Team(threads) as team:
+        for index, scheme in enumerate(spec.normalization):
+            # The reductions below must see the strides of a whole float32 scan: see _zscore.
+            channel = _float32_channel(volume.channels_czyx[index], spec.channel_names[index])
+            cropped = channel.transpose(frame.transpose)[frame.slices]
+            normalised = data[index] if plan.is_identity else np.empty(frame.cropped_shape, np.float32)
+            # A finite scan can still overflow here (intensities near 1e38): reported below, not warned about.
+            with np.errstate(over="ignore", invalid="ignore"):
+                normalise(cropped, scheme, mask, out=normalised)
+            if not _is_finite(normalised):
+                raise ScanError(_TOO_LARGE)
+            if not plan.is_identity:
+                resample_volume(normalised, plan, out=data[index], team=team)
     return Preprocessed(data, frame)
 
 
@@ -299,6 +303,8 @@ def _mean_and_divisor(values: NDArray[np.float32]) -> tuple[np.float32, np.float
 def _ct(cropped: NDArray[np.float32], spec: Normalization, out: NDArray[np.float32]) -> None:
     if spec.lower is None or spec.upper is None or spec.mean is None or spec.std is None:
         raise BundleError("CTNormalization lacks some of lower, upper, mean, std; export the bundle again")
-    np.clip(cropped, spec.lower, spec.upper, out=out)
-    out -= spec.mean
-    out /= max(spec.std, SMALLEST_DIVISOR)
+    divisor = max(spec.std, SMALLEST_DIVISOR)
+    for plane, normalised in zip(cropped, out, strict=True):  # one that stays in the cache
+        np.clip(plane, spec.lower, spec.upper, out=normalised)
+        np.subtract(normalised, spec.mean, out=normalised)
+        np.divide(normalised, divisor, out=normalised)

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from masksam_deploy.manifest import Resampling
+from masksam_deploy.team import Team
 
 Shape3: TypeAlias = tuple[int, int, int]
 Spacing3: TypeAlias = tuple[float, float, float]
@@ -31,6 +32,9 @@ _SPLINE_POLE = np.sqrt(3.0) - 2.0
 _NEGLIGIBLE = 1e-18  # spline tails below this cannot change a double sum of intensities
 _BLOCK_ROWS = 16  # output rows per product: the matrices are banded, so small blocks skip their zeros
 _CHUNK_BYTES = 16 << 20
+# OpenBLAS starts threads of its own beyond this. They would wait for each other after every small product of a banded
+# matrix (measured: twice the time), while ours take whole slabs.
+_ONE_THREAD_PRODUCTS = 1 << 18
 
 
 def separate_axis(current_spacing: Spacing3, new_spacing: Spacing3, force_separate_z: bool | None) -> int | None:
@@ -172,24 +176,27 @@ class AxisMap:
             inputs = slice(int(self.first[start:stop].min()), int(self.last[start:stop].max()) + 1)
             yield slice(start, stop), inputs, np.ascontiguousarray(matrix[start:stop, inputs])
 
-    def apply(self, array: Floats, axis: int) -> Floats:
-        """Resize `axis` of a contiguous 3D array; computes in the array's dtype."""
+    def apply(self, planes: Floats, axis: int) -> Floats:
+        """Resize axis -2 or -1 of planes `[..., H, W]`; computes in their dtype."""
         if self.is_identity:
-            return array
-        new = self.matrix.shape[0]
-        shape = (*array.shape[:axis], new, *array.shape[axis + 1 :])
-        out = np.empty(shape, array.dtype)
-        # Fold the other two axes so that the resized one is a matrix dimension of the product.
-        before = int(np.prod(shape[:axis]))
-        after = int(np.prod(shape[axis + 1 :]))
-        source = array.reshape(before, -1, after)
-        target = out.reshape(before, new, after)
-        for outputs, inputs, block in self.blocks(array.dtype):
-            if axis == 2:
-                np.matmul(source[:, inputs, 0], block.T, out=target[:, outputs, 0])
-            else:
-                np.matmul(block, source[:, inputs], out=target[:, outputs])
+            return planes
+        shape = list(planes.shape)
+        shape[axis] = len(self.matrix)
+        out = np.empty(shape, planes.dtype)
+        other = -1 if axis == -2 else -2
+        for outputs, inputs, block in self.blocks(planes.dtype):
+            for part in _parts(shape[other], block.size):
+                if axis == -1:
+                    np.matmul(planes[..., part, inputs], block.T, out=out[..., part, outputs])
+                else:
+                    np.matmul(block, planes[..., inputs, part], out=out[..., outputs, part])
         return out
+
+
+def _parts(size: int, weights: int) -> Iterator[slice]:
+    """Parts of an axis of `size` whose product with so many weights BLAS does in the calling thread."""
+    step = max(1, _ONE_THREAD_PRODUCTS // weights)
+    return (slice(start, start + step) for start in range(0, size, step))
 
 
 @dataclass(frozen=True, eq=False)
@@ -225,8 +232,10 @@ class Resampler:
     def planes(self, source: Floats, start: int, stop: int, limits: Limits | None, dtype: DTypeLike) -> Floats:
         """Output planes `start` to `stop` as `[stop - start, H', W']` in `dtype`, which is also computed in.
 
+        Several volumes at once lie along axes between the first and the last two: `[n, K, H, W]`.
+
         Args:
-            source: the input planes `maps[0].used(start, stop)`, `[n, H, W]`, finite.
+            source: the input planes `maps[0].used(start, stop)`, `[n, H, W]`, finite, C-contiguous.
             start: first output plane.
             stop: one past the last output plane.
             limits: `limits()` of the whole input; only needed if `clips`.
@@ -237,15 +246,16 @@ class Resampler:
             raise ValueError(f"got {len(source)} planes, outputs {start}:{stop} need planes {used.tolist()}")
         weights = self.maps[0].matrix[start:stop, used].astype(dtype, copy=False)
         if self.separate == 0:
-            inside = self._resize_in_plane(source.astype(dtype), (1, 2))
+            inside = self._resize_in_plane(source.astype(dtype), (-2, -1))
             if limits is not None:
                 _clip(inside, limits[0][used], limits[1][used])
             return _combine_planes(weights, inside, dtype)
         planes = _combine_planes(weights, source, dtype)
-        planes = self._resize_in_plane(planes, tuple(axis for axis in (1, 2) if axis != self.separate))
+        last = None if self.separate is None else self.separate - 3
+        planes = self._resize_in_plane(planes, tuple(axis for axis in (-2, -1) if axis != last))
         if limits is not None:
             _clip(planes, *limits)
-        return planes if self.separate is None else self._resize_in_plane(planes, (self.separate,))
+        return planes if last is None else self._resize_in_plane(planes, (last,))
 
     def _resize_in_plane(self, planes: Floats, axes: tuple[int, ...]) -> Floats:
         for axis in axes:
@@ -277,28 +287,41 @@ def resampler(
     return Resampler((z, y, x), separate, clips=spec.order > 1)
 
 
-def resample_volume(volume: Floats, plan: Resampler, out: Floats, budget_bytes: int = 32 << 20) -> None:
-    """Resample `volume` `[D,H,W]` into `out` `[D',H',W']`, in float64 slabs, rounding once to its dtype."""
+def resample_volume(
+    volume: Floats, plan: Resampler, out: Floats, budget_bytes: int = 32 << 20, team: Team | None = None
+) -> None:
+    """Resample `volume` `[D,H,W]` into `out` `[D',H',W']`, in float64 slabs, rounding once to its dtype.
+
+    `team` shares out the slabs, each of about `budget_bytes`; the result does not depend on it.
+    """
     if plan.is_identity:
         out[...] = volume
         return
     limits = plan.limits(volume) if plan.clips else None
-    for start, stop in plan.slabs(volume.shape, budget_bytes):
-        source = volume[plan.maps[0].used(start, stop)]
+
+    def resample_slab(slab: tuple[int, int]) -> None:
+        start, stop = slab
+        used = plan.maps[0].used(start, stop)
+        source = volume[used[0] : used[-1] + 1]  # a view, unless there are gaps between what is used
+        source = source if len(source) == used.size else volume[used]
         out[start:stop] = plan.planes(source, start, stop, limits, np.float64)
+
+    (team or Team(1)).each(resample_slab, plan.slabs(volume.shape, budget_bytes))
 
 
 def _combine_planes(weights: Floats, source: Floats, dtype: DTypeLike) -> Floats:
-    """Weighted sums `[new, n] x [n, H, W]`, converting only a chunk of rows to `dtype` at a time."""
+    """Weighted sums `[new, n] x [n, ..., H, W]`, converting only a chunk of voxels to `dtype` at a time."""
     if weights.shape == (1, 1) and weights[0, 0] == 1:
         return source.astype(dtype)
-    count, height, width = source.shape
-    out = np.empty((len(weights), height, width), dtype)
-    rows = max(1, _CHUNK_BYTES // (count * width * out.itemsize))
-    for top in range(0, height, rows):
-        chunk = source[:, top : top + rows].astype(dtype, copy=False)
-        product = weights @ chunk.reshape(count, -1)
-        out[:, top : top + rows] = product.reshape(len(weights), -1, width)
+    count = len(source)
+    out = np.empty((len(weights), *source.shape[1:]), dtype)
+    voxels, sums = source.reshape(count, -1), out.reshape(len(weights), -1)
+    step = max(1, _CHUNK_BYTES // (count * out.itemsize))
+    for start in range(0, sums.shape[1], step):
+        chunk = voxels[:, start : start + step].astype(dtype, copy=False)
+        target = sums[:, start : start + step]
+        for part in _parts(chunk.shape[1], weights.size):
+            np.matmul(weights, chunk[:, part], out=target[:, part])
     return out
 
 

@@ -21,6 +21,7 @@ from masksam_deploy.postprocess import labels_from_scores
 from masksam_deploy.preprocess import ScanFrame, preprocess, scan_frame
 from masksam_deploy.report import Report, Stopwatch, measure_labels, runtime_versions
 from masksam_deploy.sliding_window import Accumulator, Pipeline, padded_shape, stream_scores, window_count
+from masksam_deploy.team import usable_cores
 from masksam_deploy.volume import Volume
 
 Progress = Callable[[int, int], None]
@@ -53,7 +54,7 @@ class Segmenter:
         tta: average over mirrored windows, along the axes that the bundle allows.
         accumulator: `float32`, or `float16` to repeat the official arithmetic to the bit.
         step: distance between windows as a share of the patch.
-        threads: for the network; by default all cores.
+        threads: for the network, and for what comes before and after it; by default all cores.
         max_ram: bytes that a scan may take besides the network.
 
     Raises:
@@ -87,6 +88,7 @@ class Segmenter:
         self._accumulator = accumulator
         self._step = step
         self._max_ram = max_ram
+        self._threads = threads or usable_cores()
         started = time.perf_counter()
         self._network = network or open_chain(self.bundle, device=device, threads=threads)
         self._load_seconds = time.perf_counter() - started
@@ -110,7 +112,7 @@ class Segmenter:
         with watch.stage("preprocess"):
             frame = scan_frame(scan, spec)
             require(self._memory(scan, frame), self._max_ram, "this scan")
-            data = preprocess(scan, spec, frame).data
+            data = preprocess(scan, spec, frame, threads=self._threads).data
         started = time.perf_counter()
         scores = stream_scores(
             data,
@@ -120,10 +122,13 @@ class Segmenter:
             accumulator=self._accumulator,
             classes=self.bundle.classes,
             step=self._step,
+            threads=self._threads,
             progress=progress,
         )
         del data  # now the stream's own, gone when it ends
-        array = labels_from_scores(watch.iterate("accumulate", scores), frame, spec.resample_scores, labels)
+        array = labels_from_scores(
+            watch.iterate("accumulate", scores), frame, spec.resample_scores, labels, threads=self._threads
+        )
         # The network, accumulating, and resampling back are interleaved, plane by plane.
         watch.add("resample_back", time.perf_counter() - started - watch.seconds["accumulate"])
         watch.add("accumulate", -watch.seconds.get("network", 0.0))

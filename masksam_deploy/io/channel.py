@@ -15,7 +15,7 @@ class Channel:
     Attributes:
         name: the file or folder, as shown in messages.
         geometry: where the voxels lie.
-        read_into: fills an array `[Z, Y, X]` (float32 for scans); raises `ScanError` on damaged data.
+        read_into: fills a C-contiguous array `[Z, Y, X]` (float32 for scans); raises `ScanError` on damaged data.
     """
 
     name: str

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from masksam_deploy.errors import ScanError
 from masksam_deploy.io.grid import affine_lps, check_spacing, corner_shift_mm, times
-from masksam_deploy.volume import Geometry
+from masksam_deploy.volume import Array, Geometry
 
 _HEADER_BYTES = 348
 _VOXEL_TYPES = {
@@ -53,12 +53,14 @@ class NiftiHeader:
         size_xyz: voxels per axis.
         offset: bytes before the first voxel, in the decompressed file.
         voxel_type: as stored, with byte order, before scaling.
+        is_scaled: whether the voxels are other numbers than what is stored.
         affines_lps: the 3x4 matrices that the file states, named `sform` and `qform`.
     """
 
     size_xyz: tuple[int, int, int]
     offset: int
     voxel_type: np.dtype[np.generic]
+    is_scaled: bool
     affines_lps: dict[str, NDArray[np.float64]]
 
     @property
@@ -91,13 +93,14 @@ def read_nifti_header(path: Path, what: str) -> NiftiHeader:
     if raw[123] & 7 not in (0, 2):
         raise ScanError(f"{what}: found a spatial unit other than millimetres, expected mm; rewrite the scan in mm")
     check_spacing(pixdim[1:4], what)
-    slope = struct.unpack_from(f"{order}2f", raw, 112)
-    if any(math.isinf(v) for v in slope):
+    scaling = struct.unpack_from(f"{order}2f", raw, 112)
+    if any(math.isinf(v) for v in scaling):
         raise ScanError(f"{what}: found an infinite intensity scaling, expected numbers; repair the header")
     header = NiftiHeader(
         size_xyz=size,
         offset=int(offset),
         voxel_type=np.dtype(order + _VOXEL_TYPES[datatype]),
+        is_scaled=scaling not in ((0, 0), (1, 0)),  # a slope of 0 means none
         affines_lps=_stated_affines(raw, order, pixdim, what),
     )
     # Asked before anything is allocated, so that a lying header costs nothing.
@@ -108,8 +111,14 @@ def read_nifti_header(path: Path, what: str) -> NiftiHeader:
     return header
 
 
-def check_nifti_voxels(path: Path, header: NiftiHeader, what: str) -> None:
+def check_nifti_voxels(path: Path, header: NiftiHeader, what: str, out: Array | None = None) -> None:
     """Check that all voxels are there and finite and that a gzip checksum holds, in constant memory.
+
+    Args:
+        path: the file.
+        header: its header.
+        what: what messages call it.
+        out: takes the voxels as stored, `[Z, Y, X]`, C-contiguous, of a type that their type casts to in kind.
 
     Raises:
         ScanError: the file is shorter than its header says, or damaged; or a voxel is NaN or infinite.
@@ -117,7 +126,7 @@ def check_nifti_voxels(path: Path, header: NiftiHeader, what: str) -> None:
     """
     with path.open("rb") as file:
         try:
-            length, bad = _scan_voxels(gzip.GzipFile(fileobj=file) if _is_gzip(file) else file, header)
+            length, bad = _scan_voxels(gzip.GzipFile(fileobj=file) if _is_gzip(file) else file, header, out)
         except _GZIP_ERRORS as error:
             raise _damaged(what, error) from error
     if length < header.needed_bytes:
@@ -150,18 +159,25 @@ def check_gzip(path: Path, what: str) -> None:
             raise _damaged(what, error) from error
 
 
-def _scan_voxels(stream: BinaryIO | gzip.GzipFile, header: NiftiHeader) -> tuple[int, int]:
-    """Length of the whole stream, and the number of voxels that are not finite."""
+def _scan_voxels(stream: BinaryIO | gzip.GzipFile, header: NiftiHeader, out: Array | None) -> tuple[int, int]:
+    """Length of the whole stream, and the number of voxels that are not finite; the voxels go to `out`."""
+    if out is not None and not out.flags.c_contiguous:
+        raise ValueError("voxels can only be read into a C-contiguous array")  # a reshaped copy would take them
     length = len(stream.read(header.offset))
-    left = math.prod(header.size_xyz)
-    bad = 0
+    voxels = math.prod(header.size_xyz)
+    flat = None if out is None else out.reshape(voxels)
+    done = bad = 0
     while chunk := stream.read(_CHUNK):
         length += len(chunk)
-        count = min(left, len(chunk) // header.voxel_type.itemsize)
-        left -= count
+        count = min(voxels - done, len(chunk) // header.voxel_type.itemsize)
+        values = np.frombuffer(chunk, header.voxel_type, count)
         if header.voxel_type.kind == "f":
-            finite = np.isfinite(np.frombuffer(chunk, header.voxel_type, count))
-            bad += count - int(np.count_nonzero(finite))
+            bad += count - int(np.count_nonzero(np.isfinite(values)))
+        if flat is not None:
+            # A double too large for float32 becomes infinite here and is refused with the other non-finite voxels.
+            with np.errstate(over="ignore"):
+                np.copyto(flat[done : done + count], values, casting="same_kind")
+        done += count
     return length, bad
 
 

@@ -7,6 +7,7 @@ import gzip
 import os
 import shutil
 import struct
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,8 @@ import nibabel
 import numpy as np
 import pytest
 import SimpleITK
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from masksam_deploy.errors import MemoryLimitError, ScanError
 from masksam_deploy.io import read_volume
@@ -59,6 +62,32 @@ def test_values_and_orientation_of_real_nifti_agree_with_nibabel(data: Path, nam
     np.testing.assert_allclose(volume.array[0], values, rtol=1e-6, atol=1e-6)
     # The header holds float32 at up to 200 mm.
     np.testing.assert_allclose(affine_of(volume.geometry), LPS_FROM_RAS @ image.affine, atol=2e-4)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    kind=st.sampled_from(["u1", "i1", "u2", "i2", "u4", "i4", "i8", "f4", "f8"]),
+    order=st.sampled_from("<>"),
+    scaling=st.sampled_from([(0.0, 0.0), (1.0, 0.0), (0.0, 5.0), (1.0, 5.0), (2.5, 0.0), (np.nan, 0.0)]),
+    suffix=st.sampled_from([".nii", ".nii.gz"]),
+    size=st.tuples(st.integers(2, 9), st.integers(2, 9), st.integers(2, 9)),
+    seed=st.integers(0, 999),
+)
+def test_nifti_voxels_are_what_itk_reads(
+    kind: str, order: str, scaling: tuple[float, float], suffix: str, size: tuple[int, int, int], seed: int
+) -> None:
+    # Any integers; doubles up to 1e31, so that float32 holds them.
+    bits = np.random.default_rng(seed).integers(0, 70 if kind[0] == "f" else 256, (*size, 8), dtype=np.uint8)
+    stored = bits[..., : int(kind[1])].copy().view(order + kind)[..., 0]
+    header = nibabel.Nifti1Header(endianness=order)
+    header.set_data_dtype(order + kind)
+    raw = bytearray(nibabel.Nifti1Image(stored, np.diag([-2.0, -2.0, 2.0, 1.0]), header).to_bytes())
+    struct.pack_into(f"{order}2f", raw, 112, *scaling)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"scan{suffix}"
+        path.write_bytes(gzip.compress(raw) if suffix == ".nii.gz" else raw)
+        expected = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(path)).astype(np.float32)
+        np.testing.assert_array_equal(read_volume(path).array[0], expected)
 
 
 def test_nifti_scaling_is_applied_to_big_endian_integers(data: Path, tmp_path: Path) -> None:
