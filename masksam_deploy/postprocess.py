@@ -26,7 +26,7 @@ LabelMap: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16]
 _SOFTMAX_MERGES = 2e-6
 _SLAB_BYTES = 2 << 20  # a plane of 512 x 512: stays in the cache from class to class
 _SPLINE_SLAB_BYTES = 16 << 20  # every slab reads 60 planes more than it writes, so make fewer
-_GROUP_BYTES = 8 << 20  # of scores in double
+_GROUP_BYTES = 4 << 20  # of scores in double
 _BLOCK_VOXELS = 1 << 16  # of one class, decided at a time: what a block needs stays in the cache
 
 

@@ -20,6 +20,7 @@ from masksam_deploy.memory import require
 from masksam_deploy.postprocess import labels_from_scores
 from masksam_deploy.preprocess import ScanFrame, preprocess, scan_frame
 from masksam_deploy.report import Report, Stopwatch, measure_labels, runtime_versions
+from masksam_deploy.resample import SLAB_BYTES
 from masksam_deploy.sliding_window import Accumulator, Pipeline, padded_shape, stream_scores, window_count
 from masksam_deploy.team import usable_cores
 from masksam_deploy.volume import Volume
@@ -31,7 +32,9 @@ SMALLEST_STEP = 0.05
 BYTES_PER_VOXEL = 13
 """At least: the scan and its normalised copy in float32, the network's input, and the label map."""
 FIXED_BYTES = 2**27
-"""Slabs and buffers that do not grow with the scan."""
+"""Buffers that do not grow with the scan."""
+MOST_THREADS = 4
+"""Outside the network: each thread has its slab, and more of them wait for the memory."""
 
 
 class Segmentation(NamedTuple):
@@ -88,7 +91,7 @@ class Segmenter:
         self._accumulator = accumulator
         self._step = step
         self._max_ram = max_ram
-        self._threads = threads or usable_cores()
+        self._threads = min(threads or usable_cores(), MOST_THREADS)
         started = time.perf_counter()
         self._network = network or open_chain(self.bundle, device=device, threads=threads)
         self._load_seconds = time.perf_counter() - started
@@ -179,7 +182,9 @@ class Segmenter:
         kept = 3 * patch[0] * height * width + 4 * max(prod(frame.cropped_shape[1:]), height * width)
         # A normalised copy and the temporary of its standard deviation, one channel at a time; the label map.
         working = 9 * voxels
-        return 4 * channels * (voxels + network_voxels) + working + 4 * classes * (kept + whole) + FIXED_BYTES
+        # While resampling, a thread holds a slab of output planes and up to three more of their size.
+        slabs = 4 * self._threads * min(SLAB_BYTES, 8 * max(network_voxels, prod(frame.cropped_shape)))
+        return 4 * channels * (voxels + network_voxels) + working + 4 * classes * (kept + whole) + slabs + FIXED_BYTES
 
     def _bundle_facts(self) -> dict[str, object]:
         manifest = self.bundle.manifest
