@@ -5,9 +5,9 @@
 Two bars, on two cores: with the demo model on the Sunnybrook scan at most 15 % of the whole is not the network; on a
 synthetic 512 x 512 x 400 scan with 16 classes it takes at most 60 s and 3 GB. For the synthetic scan the network is a
 stand-in that returns made-up scores in no time, for the demo model it is the model. Each case runs in processes of its
-own, the working tree and the revision `--against` in turns; figures are medians. On a busy machine set
-OMP_NUM_THREADS=1: before, BLAS's own threads waited for each other, at ten times the cost. Both versions must give the same network input
-and the same label map, byte for byte, or there are no figures.
+own, the working tree and the revision `--against` in turns; figures are medians. Both must give the same network
+input and the same label map, byte for byte, or there are no figures. On a busy machine set OMP_NUM_THREADS=1: before,
+BLAS's own threads waited for each other at ten times the cost, which is not what is to be measured.
 """
 
 from __future__ import annotations

@@ -110,6 +110,7 @@ def test_nnunets_scores_become_nnunets_label_map() -> None:
     dtype=st.sampled_from([np.float16, np.float32]),
     piece=st.integers(1, 5),
     margin=st.integers(0, 2),
+    threads=st.integers(1, 3),
 )
 def test_streamed_labels_equal_those_of_whole_volumes(
     cropped: Shape,
@@ -120,6 +121,7 @@ def test_streamed_labels_equal_those_of_whole_volumes(
     dtype: Any,
     piece: int,
     margin: int,
+    threads: int,
 ) -> None:
     spec = Resampling.model_validate({"order": orders[0], "order_z": orders[1]})
     spacing = [1.0, 1.0, 1.0]
@@ -133,7 +135,7 @@ def test_streamed_labels_equal_those_of_whole_volumes(
         network_spacing=(spacing[0], spacing[1], spacing[2]),
     )
     scores = random_scores((4, *network), dtype)
-    labels = labels_from_scores(in_pieces(scores, piece), frame, spec, make_labels(0, 5, 2, 9))
+    labels = labels_from_scores(in_pieces(scores, piece), frame, spec, make_labels(0, 5, 2, 9), threads=threads)
 
     whole = resampled_like_nnunet(scores, frame, spec)
     expected = np.zeros_like(labels)
@@ -284,3 +286,29 @@ def test_a_class_count_that_differs_from_the_labels_is_refused() -> None:
             LINEAR,
             make_labels(0, 1),
         )
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    classes=st.sampled_from([2, 3, 255, 256, 257, 300]),
+    shape=st.tuples(st.integers(1, 3), st.integers(1, 40), st.integers(1, 60)),
+    levels=st.integers(1, 5),
+    threads=st.integers(1, 3),
+    seed=st.integers(0, 99),
+)
+def test_labels_are_the_argmax_with_many_classes_and_many_ties(
+    classes: int, shape: Shape, levels: int, threads: int, seed: int
+) -> None:
+    scores = np.random.default_rng(seed).integers(-levels, levels, (classes, *shape)).astype(np.float32)
+    palette = np.random.default_rng(seed).permutation(classes)
+    labels = labels_from_scores(
+        in_pieces(scores), make_frame(shape, shape), LINEAR, make_labels(*palette.tolist()), threads=threads
+    )
+    np.testing.assert_array_equal(labels, palette[scores.argmax(axis=0)])
+
+
+def test_a_plane_decided_in_blocks_of_rows_is_complete() -> None:
+    shape = (2, 700, 333)
+    scores = random_scores((3, *shape), np.float32)
+    labels = labels_from_scores(in_pieces(scores), make_frame(shape, shape), LINEAR, make_labels(1, 2, 3), threads=2)
+    np.testing.assert_array_equal(labels, scores.argmax(axis=0) + 1)

@@ -263,3 +263,14 @@ def test_values_that_are_no_real_numbers_are_refused(dtype: type) -> None:
 @pytest.mark.parametrize("dtype", [np.bool_, np.uint8, np.int64, np.float16, np.float64])
 def test_all_real_numbers_are_taken(dtype: type) -> None:
     np.testing.assert_array_equal(preprocess(make_volume(np.ones((3, 4, 5), dtype)), make_spec(NO)).data, 1)
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (2.0, 1.3, 0.7)], ids=["same grid", "resampled"])
+def test_the_result_does_not_depend_on_the_number_of_threads(spacing: Spacing) -> None:
+    ct = scheme("CTNormalization", lower=0.0, upper=300.0, mean=50.0, std=80.0)
+    volume, spec = (
+        make_volume(np.stack([random_scan((40, 50, 30), seed) for seed in (1, 2)])),
+        make_spec(ZSCORE, ct, spacing=spacing),
+    )
+    alone, shared = (preprocess(volume, spec, threads=threads).data for threads in (1, 3))
+    np.testing.assert_array_equal(shared, alone)

@@ -18,6 +18,7 @@ from masksam_deploy.resample import (
     resampler,
     separate_axis,
 )
+from masksam_deploy.team import Team
 
 SIZES = st.integers(1, 40)
 SHAPES = st.tuples(st.integers(1, 14), st.integers(1, 14), st.integers(1, 14))
@@ -198,3 +199,61 @@ def test_planes_refuses_a_wrong_number_of_source_planes() -> None:
     plan = resampler((9, 4, 4), (5, 4, 4), ISOTROPIC, ISOTROPIC, Resampling(order=1, order_z=0))
     with pytest.raises(ValueError, match="need planes"):
         plan.planes(np.zeros((1, 4, 4)), 0, 5, None, np.float64)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    old=SHAPES,
+    new=SHAPES,
+    separate=st.sampled_from([None, 0, 1, 2]),
+    order=st.sampled_from([0, 1, 3]),
+    dtype=st.sampled_from([np.float32, np.float64]),
+    seed=st.integers(0, 99),
+)
+def test_several_volumes_at_once_are_resampled_as_each_alone(
+    old: Shape3, new: Shape3, separate: int | None, order: int, dtype: type, seed: int
+) -> None:
+    volumes = random_volume((3, *old), seed).astype(dtype)
+    z, y, x = (4.0 if axis == separate else 1.0 for axis in range(3))
+    plan = resampler(old, new, (z, y, x), ISOTROPIC, Resampling.model_validate({"order": order, "order_z": 0}))
+    limits = [plan.limits(volume) for volume in volumes]
+    used = plan.maps[0].used(0, new[0])
+    each = [plan.planes(volume[used], 0, new[0], ends, dtype) for volume, ends in zip(volumes, limits, strict=True)]
+    together = plan.planes(
+        np.stack([volume[used] for volume in volumes], axis=1),
+        0,
+        new[0],
+        (np.stack([low for low, _ in limits], axis=1), np.stack([high for _, high in limits], axis=1)),
+        dtype,
+    )
+    # A BLAS may add in another order for another number of columns.
+    np.testing.assert_allclose(together, np.stack(each, axis=1), rtol=0, atol=ROUNDING if dtype == np.float64 else 1e-5)
+
+
+def test_a_team_changes_nothing() -> None:
+    volume = random_volume((50, 40, 30), 1).astype(np.float32)
+    plan = resampler((50, 40, 30), (33, 61, 17), ISOTROPIC, ISOTROPIC, Resampling(order=3, order_z=0))
+    alone, shared = np.empty((33, 61, 17), np.float32), np.empty((33, 61, 17), np.float32)
+    resample_volume(volume, plan, alone, 200_000)
+    with Team(3) as team:
+        resample_volume(volume, plan, shared, 200_000, team)
+    np.testing.assert_array_equal(shared, alone)
+
+
+@pytest.mark.parametrize("axis", [-2, -1])
+@pytest.mark.parametrize("order", [0, 1, 3])
+def test_an_axis_wider_than_one_product_equals_the_whole_matrix(axis: int, order: int) -> None:
+    # 400 to 300 by splines has bands of some 90 weights: 16 rows of them leave room for less than 200 columns.
+    axis_map = AxisMap(axis_matrix(400, 300, order))
+    planes = random_volume((2, 400, 700) if axis == -2 else (2, 700, 400), 4)
+    expected = np.moveaxis(np.tensordot(axis_map.matrix, planes, (1, axis)), 0, axis)
+    np.testing.assert_allclose(axis_map.apply(planes, axis), expected, rtol=0, atol=ROUNDING)
+
+
+def test_the_callers_volume_is_not_modified_by_clipping() -> None:
+    volume = random_volume((4, 5, 6), 2)
+    volume.setflags(write=False)
+    plan = resampler((4, 5, 6), (4, 9, 9), (9.0, 1.0, 1.0), ISOTROPIC, Resampling(order=3, order_z=0))
+    before = volume.copy()
+    resample_volume(volume, plan, np.empty((4, 9, 9)), budget_bytes=1)
+    np.testing.assert_array_equal(volume, before)

@@ -299,6 +299,28 @@ def test_float16_sums_that_overflow_are_an_error_and_float32_ones_are_fine() -> 
     np.testing.assert_allclose(scores[0][1], 7000.0, rtol=3e-7)
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_score_that_is_not_finite_is_found_in_every_class_and_plane(threads: int) -> None:
+    for place in [(0, 0, 0, 0, 0), (0, 2, 3, 7, 7), (0, 1, 2, 5, 0)]:
+
+        def predict(window: Image, place: tuple[int, ...] = place) -> Image:
+            scores = np.zeros((1, 3, *window.shape[2:]), np.float32)
+            scores[place] = np.nan
+            return scores
+
+        stream = stream_scores(
+            random_data((1, 4, 8, 8)),
+            (4, 8, 8),
+            predict,
+            mirror_axes=(),
+            accumulator="float32",
+            classes=3,
+            threads=threads,
+        )
+        with pytest.raises(BackendError, match=r"not finite for the window at \(0, 0, 0\), expected"):
+            next(stream)
+
+
 def test_scores_of_another_shape_are_refused() -> None:
     stream = stream_scores(
         random_data((1, 4, 8, 8)),
