@@ -199,7 +199,8 @@ def synthetic(case: str, scan: str, output: str) -> dict[str, Any]:
     spacing, accumulator = CASES[case]
     spec, labels, stages = preprocessing(spacing), sixteen_classes(), Stages()
     # A version from before there was a choice takes its own number of threads.
-    shared = {"threads": len(os.sched_getaffinity(0))} if "threads" in inspect.signature(preprocess).parameters else {}
+    has_choice = "threads" in inspect.signature(preprocess).parameters
+    shared: dict[str, Any] = {"threads": len(os.sched_getaffinity(0))} if has_choice else {}
     with stages.stage("read"):
         volume = read_volume(scan)
     with stages.stage("preprocess"):

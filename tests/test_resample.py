@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -213,7 +215,7 @@ def test_planes_refuses_a_wrong_number_of_source_planes() -> None:
 def test_several_volumes_at_once_are_resampled_as_each_alone(
     old: Shape3, new: Shape3, separate: int | None, order: int, dtype: type, seed: int
 ) -> None:
-    volumes = random_volume((3, *old), seed).astype(dtype)
+    volumes: NDArray[np.floating[Any]] = random_volume((3, *old), seed).astype(dtype)
     z, y, x = (4.0 if axis == separate else 1.0 for axis in range(3))
     plan = resampler(old, new, (z, y, x), ISOTROPIC, Resampling.model_validate({"order": order, "order_z": 0}))
     limits = [plan.limits(volume) for volume in volumes]

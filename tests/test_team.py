@@ -21,8 +21,12 @@ def test_every_item_is_done_once_and_before_each_returns(threads: int) -> None:
 
 def test_two_threads_work_at_the_same_time() -> None:
     meeting = threading.Barrier(2, timeout=10)
+
+    def meet(_: int) -> None:
+        meeting.wait()
+
     with Team(2) as team:
-        team.each(lambda _: meeting.wait() and None, range(2))
+        team.each(meet, range(2))
 
 
 @pytest.mark.parametrize("threads", [1, 3])
