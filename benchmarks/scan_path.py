@@ -189,7 +189,7 @@ def demo(bundle: str, output: str) -> dict[str, Any]:
             labels, report = segmenter(scan)
             with stages.stage("write"):
                 write_labels(labels, output)
-    for name in ("preprocess", "network", "accumulate_and_label", "measure"):
+    for name in ("preprocess", "network", "accumulate", "resample_back", "measure"):
         stages.seconds[name] = {"wall_s": report.timings_s[name]}
     return stages.result(labels=digest(labels.array))
 
