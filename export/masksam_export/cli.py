@@ -10,6 +10,7 @@ import click
 
 if TYPE_CHECKING:
     from masksam_export.passes.adapter_nodes import Adapters
+    from masksam_export.passes.convolutions import Convolutions
 
 
 @click.command()
@@ -26,6 +27,14 @@ if TYPE_CHECKING:
     show_default=True,
     help="The depth-convolution adapters in the graphs: standard operators in one of three formulations, or one node "
     "each with a body in standard operators, which a TensorRT plugin may replace.",
+)
+@click.option(
+    "--convolutions",
+    type=click.Choice(["saving", "direct"]),
+    default="saving",
+    show_default=True,
+    help="The 3D convolutions in the graphs: with fewer multiplications for the same function (for CPUs), or as the "
+    "network has them (for GPUs, whose libraries save in their own ways).",
 )
 @click.option(
     "--validation",
@@ -50,6 +59,7 @@ def export(
     configuration: str | None,
     mirror_axes: str | None,
     adapters: str,
+    convolutions: str,
     validation: tuple[Path, ...],
     references: Path | None,
     kernels: Path | None,
@@ -76,6 +86,7 @@ def export(
         configuration=configuration,
         mirror_axes=parse_axes(mirror_axes),
         adapters=cast("Adapters", adapters),
+        convolutions=cast("Convolutions", convolutions),
         validation=validation,
         references=references,
         kernels=kernels,

@@ -36,6 +36,7 @@ from masksam_export.checkpoint import TrainedMaskSAM, release
 from masksam_export.graphs import GraphPart, graph_parts
 from masksam_export.model import MaskSAM
 from masksam_export.passes.adapter_nodes import DEFAULT_FORMULATION, Adapters, settle_adapters
+from masksam_export.passes.convolutions import DEFAULT_CONVOLUTIONS, Convolutions, settle_convolutions
 from masksam_export.validation_scans import add_validation
 from masksam_export.verify import BATCH_CHECK_LIMIT, example_inputs, reference_outputs, verify_chain
 
@@ -76,6 +77,7 @@ def export_bundle(
     force: bool = False,
     consume: bool = False,
     adapters: Adapters = DEFAULT_FORMULATION,
+    convolutions: Convolutions = DEFAULT_CONVOLUTIONS,
     validation: Sequence[Case] = (),
     kernels: Path | None = None,
     progress: Progress = lambda _: None,
@@ -89,6 +91,8 @@ def export_bundle(
         consume: free the network's weights as soon as they are not needed; `trained.model` is unusable afterwards.
         adapters: how the depth-convolution adapters appear: in standard operators, in one of three formulations, or as
             one node each with a body; see `passes.adapter_nodes`.
+        convolutions: how the 3D convolutions appear: with fewer multiplications for the same function, or as the
+            network has them; see `passes.convolutions`.
         validation: small scans that travel with the bundle, to judge engines by.
         kernels: a kernel pack for the bundle to carry, for engines that run the adapters' nodes as kernels.
         progress: called with a line of text at each step.
@@ -108,7 +112,7 @@ def export_bundle(
         for name, image in example_inputs(config).items():
             progress(f"running the network on the {name} input")
             references[name] = reference_outputs(trained.model, image)
-        graphs = export_graphs(trained.model, staging, adapters=adapters, progress=progress)
+        graphs = export_graphs(trained.model, staging, adapters=adapters, convolutions=convolutions, progress=progress)
         batched = sum(parameter.numel() for parameter in trained.model.parameters()) <= BATCH_CHECK_LIMIT
         if consume:  # a ViT-H in torch beside the same in ONNX Runtime would take another 3 GB
             release(trained.model)
@@ -148,6 +152,7 @@ def export_graphs(
     directory: Path,
     *,
     adapters: Adapters = DEFAULT_FORMULATION,
+    convolutions: Convolutions = DEFAULT_CONVOLUTIONS,
     progress: Progress = lambda _: None,
 ) -> tuple[Graph, ...]:
     """Trace the three parts into `directory` as checked ONNX files.
@@ -159,24 +164,30 @@ def export_graphs(
     with graph_parts(model) as parts:
         for part in parts:
             progress(f"tracing {part.name}")
-            graphs.append(export_part(part, directory, adapters=adapters))
+            graphs.append(export_part(part, directory, adapters=adapters, convolutions=convolutions))
             gc.collect()
     return tuple(graphs)
 
 
-def export_part(part: GraphPart, directory: Path, *, adapters: Adapters = DEFAULT_FORMULATION) -> Graph:
+def export_part(
+    part: GraphPart,
+    directory: Path,
+    *,
+    adapters: Adapters = DEFAULT_FORMULATION,
+    convolutions: Convolutions = DEFAULT_CONVOLUTIONS,
+) -> Graph:
     """Trace one part into `directory` as a checked ONNX file.
 
     Raises:
         ExportError: the graph is invalid, has other ports than declared, or holds a forbidden operator.
     """
     path = directory / f"{part.name}.onnx"
-    _trace(part, path, adapters)
+    _trace(part, path, adapters, convolutions)
     check_graph(path, part.inputs, part.outputs)
     return Graph(name=part.name, file=path.name, inputs=part.inputs, outputs=part.outputs)
 
 
-def _trace(part: GraphPart, path: Path, adapters: Adapters) -> None:
+def _trace(part: GraphPart, path: Path, adapters: Adapters, convolutions: Convolutions) -> None:
     # Two windows: with one, tracing would take the batch for a constant.
     examples = tuple(torch.zeros(2, *(int(size) for size in port.shape[1:])) for port in part.inputs)
     batch = torch.export.Dim("B", min=1)
@@ -197,6 +208,8 @@ def _trace(part: GraphPart, path: Path, adapters: Adapters) -> None:
     if program is None:
         raise ExportError(f"torch.onnx traced no graph for '{part.name}'")
     settle_adapters(program.model, adapters)
+    fold_constants(program.model, input_size_limit=UNLIMITED, output_size_limit=UNLIMITED)
+    settle_convolutions(program.model, convolutions)
     _tidy(program.model)
     program.model.graph.name = part.name
     size = sum(value.const_value.nbytes for value in program.model.graph.initializers.values() if value.const_value)
@@ -204,8 +217,7 @@ def _trace(part: GraphPart, path: Path, adapters: Adapters) -> None:
 
 
 def _tidy(model: onnx_ir.Model) -> None:
-    """Fold constants whatever their size, keep them as weights, tied ones once; drop source paths of this machine."""
-    fold_constants(model, input_size_limit=UNLIMITED, output_size_limit=UNLIMITED)
+    """Keep constants as weights, tied ones once; drop source paths of this machine."""
     remove_unused_nodes(model)
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     DeduplicateInitializersPass(size_limit=UNLIMITED)(model)

@@ -17,6 +17,7 @@ from masksam_deploy.text import one_line
 from masksam_export.checkpoint import load_checkpoint
 from masksam_export.onnx_export import export_bundle
 from masksam_export.passes.adapter_nodes import Adapters
+from masksam_export.passes.convolutions import Convolutions
 
 
 def run_export(
@@ -28,6 +29,7 @@ def run_export(
     configuration: str | None,
     mirror_axes: tuple[int, ...] | None,
     adapters: Adapters,
+    convolutions: Convolutions,
     validation: Sequence[Path],
     references: Path | None,
     kernels: Path | None,
@@ -63,6 +65,7 @@ def run_export(
             force=force,
             consume=True,
             adapters=adapters,
+            convolutions=convolutions,
             kernels=kernels,
             validation=with_references(scans, references),
             progress=step,

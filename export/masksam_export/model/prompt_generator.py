@@ -68,9 +68,10 @@ class PromptGenerator(nn.Module):
         outputs = self._levels([self._as_volume(tap) for tap in taps], self._as_volume(embedding))
         mask_logits = self._rows(self.image_decoder_seg_layers[0](outputs[-1]))
         masks = mask_logits.sigmoid()
-        boxes = self.bbox_conv(torch.cat([average_pool_plane(y, 2) for y in outputs], dim=1))
         pool = self.config.class_pool
-        classes = self.residual_classifier(torch.cat([average_pool_plane(y, pool) for y in outputs], dim=1))
+        pooled = [average_pool_plane(y, pool) for y in outputs]
+        classes = self.residual_classifier(torch.cat(pooled, dim=1))
+        boxes = self.bbox_conv(torch.cat([_pooled_further(y, p) for y, p in zip(outputs, pooled, strict=True)], dim=1))
         return Proposals(
             mask_logits=mask_logits,
             masks=masks,
@@ -117,6 +118,13 @@ class PromptGenerator(nn.Module):
         """`[B, c, T, h, w]` -> `[B*T, c, h, w]`."""
         channels, _, height, width = volume.shape[1:]
         return volume.transpose(1, 2).reshape(-1, channels, height, width)
+
+
+def _pooled_further(plane: Tensor, pooled: Tensor) -> Tensor:
+    """`[B, C, T, H, W]` averaged to 2 x 2, from what is averaged already where that means the same."""
+    size, side = int(plane.shape[-1]), int(pooled.shape[-1])
+    nests = size % side == 0 and side % 2 == 0
+    return average_pool_plane(pooled if nests else plane, 2)
 
 
 def relative_boxes(p: Tensor) -> Tensor:
