@@ -134,7 +134,7 @@ def test_prompt_encoder_agrees_with_segment_anything(sam: Any, prompts: tuple[Te
     ours = model.sam_model.prompt_encoder
     sparse, dense = their_prompt_encoder(sam, model)(points=None, boxes=boxes, masks=masks)
     torch.testing.assert_close(ours.embed_boxes(boxes), sparse, rtol=0, atol=TOLERANCE)
-    torch.testing.assert_close(ours.embed_masks(masks), dense, rtol=0, atol=TOLERANCE)
+    torch.testing.assert_close(ours.mask_downscaling(masks), dense, rtol=0, atol=TOLERANCE)
     their_positions = their_prompt_encoder(sam, model).get_dense_pe()
     torch.testing.assert_close(ours.spatial_positions()[None], their_positions, rtol=0, atol=TOLERANCE)
 
@@ -151,8 +151,8 @@ def test_mask_decoder_agrees_with_segment_anything(sam: Any, prompts: tuple[Tens
     boxes, masks = prompts
     embedding = torch.randn(1, CONFIG.prompt_dim, CONFIG.grid, CONFIG.grid)
     classes = torch.randn(CONFIG.queries, 1, CONFIG.prompt_dim)
-    sparse, dense = encoder.embed_boxes(boxes), encoder.embed_masks(masks)
-    decoded = ours(embedding, encoder.image_positions(), sparse, dense, classes)
+    sparse, dense = encoder.embed_boxes(boxes), encoder.mask_downscaling(masks)
+    decoded = ours(embedding, encoder.image_positions(), sparse, encoder.embed_masks(masks), classes)
     # To SAM, the classifier token is one more sparse prompt after the corners.
     class_tokens = ours.classifier_token_Adapter.weight + classes
     their_masks, _ = theirs.predict_masks(

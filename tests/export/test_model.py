@@ -91,7 +91,7 @@ def test_prompts_equal_the_official_ones(golden: Golden, model: MaskSAM, predict
     boxes = model.box_prompts(proposals.boxes)
     np.testing.assert_array_equal(boxes.numpy(), golden.arrays["dbg/box_tensor"])
     np.testing.assert_allclose(encoder.embed_boxes(boxes).numpy(), golden.arrays["dbg/sparse"], atol=TOLERANCE)
-    dense = encoder.embed_masks(model.mask_prompts(proposals.masks))
+    dense = encoder.mask_downscaling(model.mask_prompts(proposals.masks))
     step = dense.shape[1] // golden.arrays["dbg/dense_c16"].shape[1]
     np.testing.assert_allclose(dense[:, ::step].numpy(), golden.arrays["dbg/dense_c16"], atol=TOLERANCE)
     grid = model.config.grid

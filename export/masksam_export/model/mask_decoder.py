@@ -9,8 +9,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from masksam_export.config import ModelConfig
-from masksam_export.model.blocks import ChannelLayerNorm, Mlp, ReluStack
+from masksam_export.model.blocks import Mlp, ReluStack
 from masksam_export.model.depth_adapter import DepthConvAdapter, DepthMlpAdapter
+from masksam_export.model.image_tokens import DecodedImage, ImageTokens, PromptedImage
+from masksam_export.model.mask_upscaling import MaskUpscaling
+from masksam_export.model.prompt_encoder import EmbeddedMasks
 
 ADAPTER_SCALE = 0.5
 
@@ -29,11 +32,11 @@ class TokenAttention(nn.Module):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """`q [N, n, C]`, `k` and `v [N, m, C]` -> `[N, n, C]`."""
-        query, key, value = (
-            self._split(self.q_proj(q)),
-            self._split(self.k_proj(k)),
-            self._split(self.v_proj(v)),
-        )
+        return self.attend(self.q_proj(q), self.k_proj(k), self.v_proj(v))
+
+    def attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """What `q_proj`, `k_proj` and `v_proj` gave, `[N, n or m, inner]` -> `[N, n, C]`."""
+        query, key, value = self._split(queries), self._split(keys), self._split(values)
         weights = ((query @ key.transpose(-2, -1)) * self.scale).softmax(dim=-1)
         mixed = (weights @ value).transpose(1, 2)
         return self.out_proj(mixed.reshape(-1, mixed.shape[1], self.out_proj.in_features))
@@ -64,19 +67,20 @@ class TwoWayLayer(nn.Module):
         self.Cross_Space_Adapter1 = token_adapter(config, skip=True)
         self.Cross_Space_Adapter2 = DepthConvAdapter(dim, config.decoder_adapter_dim, frames=config.frames, skip=True)
 
-    def forward(self, q: Tensor, keys: Tensor, qpe: Tensor, kpe: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens `q`, `qpe [N, 8, C]`, image `keys [N, g*g, C]`, `kpe [T, 1, g*g, C]` -> new tokens and keys."""
-        located = add_positions(keys, kpe, self.config)
+    def forward(self, q: Tensor, image: ImageTokens, qpe: Tensor, positions: Tensor) -> tuple[Tensor, DecodedImage]:
+        """Tokens `q`, `qpe [N, 8, C]`, an image and its `positions [T, 1, g*g, C]` -> new tokens and image."""
+        located = image.located(positions)
         if self.first:  # officially without positions and without residual
             q = self.Space_Queries_Adapter(self.self_attn(q, q, q))
         else:
             q = q + self.Space_Queries_Adapter(self.self_attn(q + qpe, q + qpe, q))
         q = self.norm1(q)
-        q = self.norm2(q + self.Cross_Space_Adapter1(self.cross_attn_token_to_image(q + qpe, located, keys)))
+        q = self.norm2(q + self.Cross_Space_Adapter1(look(self.cross_attn_token_to_image, q + qpe, located, image)))
         q = self.norm3(q + self.mlp(q) + ADAPTER_SCALE * self.MLP_Queries_Adapter(q))
-        update = self.cross_attn_image_to_token(located, q + qpe, q)
+        back = self.cross_attn_image_to_token
+        update = back.attend(located.through(back.q_proj), back.k_proj(q + qpe), back.v_proj(q))
         update = self.Cross_Space_Adapter2.forward_prompts(update, self.config.queries, self.config.grid)
-        return q, self.norm4(keys + update)
+        return q, DecodedImage(self.norm4(image.tokens() + update), self.config.queries)
 
 
 class TwoWayTransformer(nn.Module):
@@ -91,20 +95,19 @@ class TwoWayTransformer(nn.Module):
         self.final_attn_token_to_image = TokenAttention(dim, dim // 2, config.decoder_heads)
         self.norm_final_attn = nn.LayerNorm(dim)
 
-    def forward(self, keys: Tensor, kpe: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Image `keys [N, g*g, C]`, `kpe [T, 1, g*g, C]` and `tokens [N, 8, C]` -> new tokens and keys."""
+    def forward(self, image: ImageTokens, positions: Tensor, tokens: Tensor) -> tuple[Tensor, ImageTokens]:
+        """An image, its `positions [T, 1, g*g, C]` and `tokens [N, 8, C]` -> new tokens and image."""
         q = tokens
         for layer in self.layers:
-            q, keys = layer(q, keys, tokens, kpe)
-        located = add_positions(keys, kpe, self.config)
-        q = q + self.Space_Adapter(self.final_attn_token_to_image(q + tokens, located, keys))
-        return self.norm_final_attn(q), keys
+            q, image = layer(q, image, tokens, positions)
+        looked = look(self.final_attn_token_to_image, q + tokens, image.located(positions), image)
+        return self.norm_final_attn(q + self.Space_Adapter(looked)), image
 
 
-def add_positions(keys: Tensor, kpe: Tensor, config: ModelConfig) -> Tensor:
-    """Image positions `[T, 1, g*g, C]`, the same for all queries of a frame, onto `keys [B*T*Q, g*g, C]`."""
-    by_frame = keys.reshape(-1, config.frames, config.queries, *keys.shape[1:])
-    return (by_frame + kpe).reshape(-1, *keys.shape[1:])
+def look(attention: TokenAttention, tokens: Tensor, located: ImageTokens, image: ImageTokens) -> Tensor:
+    """Tokens `[N, n, C]` attend to an image: where it is decides, what it is comes back, `[N, n, C]`."""
+    keys, values = located.through(attention.k_proj), image.through(attention.v_proj)
+    return attention.attend(attention.q_proj(tokens), keys, values)
 
 
 def token_adapter(config: ModelConfig, *, skip: bool) -> DepthMlpAdapter:
@@ -141,36 +144,35 @@ class MaskDecoder(nn.Module):
         self.mask_tokens = nn.Embedding(config.mask_tokens, dim)
         self.classifier_token_Adapter = nn.Embedding(1, dim)
         self.classifier_embed_Adapter = nn.Linear(dim, config.classes + 1)
-        self.output_upscaling = nn.Sequential(
-            nn.ConvTranspose2d(dim, first, 2, stride=2),
-            ChannelLayerNorm(first),
-            nn.GELU(),
-            nn.ConvTranspose2d(first, second, 2, stride=2),
-            nn.GELU(),
-        )
+        self.output_upscaling = MaskUpscaling(dim, first, second)
         # Only the first hypernetwork is used; the others and the IoU head are loaded and left out of the graphs.
         self.output_hypernetworks_mlps = nn.ModuleList(
             ReluStack(dim, dim, dim, second) for _ in range(config.mask_tokens)
         )
         self.iou_prediction_head = ReluStack(dim, config.iou_hidden_dim, config.iou_hidden_dim, config.mask_tokens)
 
-    def forward(self, embedding: Tensor, positions: Tensor, sparse: Tensor, dense: Tensor, classes: Tensor) -> Decoded:
+    def forward(
+        self, embedding: Tensor, positions: Tensor, sparse: Tensor, masks: EmbeddedMasks, classes: Tensor
+    ) -> Decoded:
         """Decode every prompt.
 
         Args:
             embedding: `[B*T, C, g, g]`.
             positions: of the image, `[T, 1, g*g, C]`.
             sparse: box corner tokens `[B*T*Q, 2, C]`.
-            dense: embedded mask prompts `[B*T*Q, C, g, g]`.
+            masks: embedded mask prompts of `B*T*Q` prompts.
             classes: class residuals `[B*T*Q, 1, C]`.
         """
-        cfg, dim, cells = self.config, self.config.prompt_dim, self.config.grid**2
-        tokens = self._tokens(sparse, classes)
-        dense = dense.reshape(-1, cfg.queries, dim, cells) + embedding.reshape(-1, 1, dim, cells)
-        keys = dense.reshape(-1, dim, cells).transpose(1, 2)
-        q, keys = self.transformer(keys, positions, tokens)
+        cfg = self.config
+        image = PromptedImage(
+            shared=embedding.flatten(2).transpose(1, 2)[:, None] + masks.bias,
+            prompts=masks.features.reshape(-1, cfg.queries, *masks.features.shape[1:]),
+            weight=masks.weight,
+        )
+        q, decoded = self.transformer(image, positions, self._tokens(sparse, classes))
         return Decoded(
-            low_res_masks=self._masks(q, keys),
+            # The first mask token's weights applied to the upscaled image.
+            low_res_masks=self.output_upscaling(decoded.tokens(), self.output_hypernetworks_mlps[0](q[:, 1:2])),
             class_logits=self.classifier_embed_Adapter(q[:, -1]).reshape(-1, cfg.queries, cfg.classes + 1),
             tokens=q,
         )
@@ -183,10 +185,3 @@ class MaskDecoder(nn.Module):
         # Padding, not expanding: the dynamic number of prompts then leaves no shape arithmetic in the graph.
         prompts = torch.cat([sparse, classes], dim=1)
         return learned + functional.pad(prompts, (0, 0, output_tokens.shape[0], 0))
-
-    def _masks(self, q: Tensor, keys: Tensor) -> Tensor:
-        """The first mask token's weights applied to the upscaled image."""
-        grid, side = self.config.grid, self.config.mask_prompt_side
-        upscaled = self.output_upscaling(keys.transpose(1, 2).reshape(-1, self.config.prompt_dim, grid, grid))
-        weights = self.output_hypernetworks_mlps[0](q[:, 1:2])
-        return (weights @ upscaled.reshape(-1, weights.shape[-1], side * side)).reshape(-1, 1, side, side)

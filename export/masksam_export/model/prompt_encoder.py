@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import pi
 
 import torch
@@ -24,6 +25,21 @@ class PositionEmbedding(nn.Module):
         """`[..., 2]` as (x, y) in [0, 1] -> `[..., C]`."""
         phase = 2 * pi * ((2 * points - 1) @ self.positional_encoding_gaussian_matrix)
         return torch.cat([phase.sin(), phase.cos()], dim=-1)
+
+
+@dataclass(frozen=True)
+class EmbeddedMasks:
+    """Mask prompts but for the last Linear, which is left to those who go on with a Linear of their own.
+
+    Attributes:
+        features: `[N, g*g, c]`.
+        weight: `[C, c]`.
+        bias: `[C]`.
+    """
+
+    features: Tensor
+    weight: Tensor
+    bias: Tensor
 
 
 class PromptEncoder(nn.Module):
@@ -56,9 +72,13 @@ class PromptEncoder(nn.Module):
         kind = torch.cat([corner.weight for corner in self.point_embeddings[2:] if isinstance(corner, nn.Embedding)])
         return self.pe_layer(corners) + kind
 
-    def embed_masks(self, masks: Tensor) -> Tensor:
-        """Binary masks `[N, 1, 4g, 4g]` -> `[N, C, g, g]`."""
-        return self.mask_downscaling(masks)
+    def embed_masks(self, masks: Tensor) -> EmbeddedMasks:
+        """Binary masks `[N, 1, 4g, 4g]`, embedded up to the last Linear."""
+        *narrow, widen = self.mask_downscaling
+        assert isinstance(widen, nn.Conv2d) and widen.bias is not None
+        for module in narrow:
+            masks = module(masks)
+        return EmbeddedMasks(masks.flatten(2).transpose(1, 2), widen.weight.flatten(1), widen.bias)
 
     def spatial_positions(self) -> Tensor:
         """Positions of the token centres on SAM's canvas, `[C, g, g]`."""
