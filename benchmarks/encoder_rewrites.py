@@ -30,39 +30,24 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
-import platform
-import statistics
-import subprocess
-import tempfile
-import time
-from collections.abc import Callable, Mapping
-from datetime import datetime, timezone
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-
-import numpy as np
-import onnx
-import onnxruntime
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from benchmarks.parts import compare, facts, random_values
 from masksam_deploy.manifest import Port
 from masksam_export.config import ModelConfig
-from masksam_export.graphs import GraphPart, traceable
+from masksam_export.graphs import GraphPart
 from masksam_export.model.image_encoder import ADAPTER_SCALE, Block, merge_windows, windows_per_side
 from masksam_export.official import ACDC, AMOS, SYNAPSE
-from masksam_export.onnx_export import export_part
 
 RESULTS = Path(__file__).parent / "results"
-TOLERANCE = 1e-4  # float32 sums of up to 5120 products, values of size one
 NETWORKS = {"ViT-B 1024 (ACDC)": ACDC, "ViT-H 512 (AMOS)": AMOS, "ViT-H 256 (Synapse)": SYNAPSE}
 
-Floats = NDArray[np.float32]
 Core = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
@@ -238,45 +223,6 @@ def measure_core(network: str, windowed: bool, *, repeats: int, threads: int) ->
     return report({"network": network, "windowed": windowed, "shape": [rows, *shape], **row}, "broadcast")
 
 
-def compare(
-    parts: Mapping[str, GraphPart], feeds: dict[str, Floats], expected: NDArray[np.float64], **timing: int
-) -> dict[str, Any]:
-    """Export, hold to what is expected, time in turns."""
-    sessions, operators = {}, {}
-    with tempfile.TemporaryDirectory() as folder:
-        for name, part in parts.items():
-            with traceable(part):
-                export_part(part, Path(folder))
-            sessions[name], operators[name] = session(Path(folder) / f"{name}.onnx", timing["threads"])
-    errors = {name: float(np.abs(run.run(None, feeds)[0] - expected).max()) for name, run in sessions.items()}
-    wrong = {name: error for name, error in errors.items() if not error <= TOLERANCE}
-    if wrong:
-        raise SystemExit(f"off by {wrong}, allowed {TOLERANCE}: nothing was timed")
-    times: dict[str, list[float]] = {name: [] for name in sessions}
-    for _ in range(timing["repeats"]):
-        for name, run in sessions.items():
-            started = time.perf_counter()
-            run.run(None, feeds)
-            times[name].append(1000 * (time.perf_counter() - started))
-    return {
-        "median_ms": {name: round(statistics.median(values), 1) for name, values in times.items()},
-        "fastest_ms": {name: round(min(values), 1) for name, values in times.items()},
-        "max_abs_error": errors,
-        "fused_operators": operators,
-    }
-
-
-def session(path: Path, threads: int) -> tuple[onnxruntime.InferenceSession, list[str]]:
-    """On the CPU, with the names of the operators that ONNX Runtime put in place of standard ones."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3  # it warns that what it optimised is for this machine
-    options.optimized_model_filepath = str(path.with_suffix(".optimized.onnx"))
-    run = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    graph = onnx.load(options.optimized_model_filepath, load_external_data=False).graph
-    return run, sorted({node.op_type for node in graph.node if node.domain not in ("", "ai.onnx")})
-
-
 def random_block(config: ModelConfig, *, windowed: bool) -> Block:
     """With weights that keep values near one, and no bias, norm or position that could be left out unnoticed."""
     torch.manual_seed(0)
@@ -292,11 +238,6 @@ def random_block(config: ModelConfig, *, windowed: bool) -> Block:
     return block.eval().requires_grad_(False)
 
 
-def random_values(*shape: int, seed: int = 0) -> Floats:
-    """Of unit size."""
-    return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
-
-
 def report(row: dict[str, Any], first: str) -> dict[str, Any]:
     """The row with ratios, after it was printed."""
     medians = row["median_ms"]
@@ -304,25 +245,6 @@ def report(row: dict[str, Any], first: str) -> dict[str, Any]:
     print(f"{row['network']}, {kind}: " + ", ".join(f"{name} {ms} ms" for name, ms in medians.items()), flush=True)
     ratios = {name: round(medians[first] / ms, 2) for name, ms in medians.items()}
     return {**row, f"times_faster_than_{first}": ratios}
-
-
-def facts() -> dict[str, Any]:
-    """When and where."""
-    versions = {
-        "onnxruntime": onnxruntime.__version__,
-        "onnx": onnx.__version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
-    revision = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-    )
-    return {
-        "date": datetime.now(timezone.utc).date().isoformat(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "commit": revision.stdout.strip() or None,
-        "versions": versions,
-    }
 
 
 if __name__ == "__main__":

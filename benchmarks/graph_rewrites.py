@@ -1,0 +1,231 @@
+"""The prompt generator's and the decoder's exact rewrites, each against its definition, on ONNX Runtime's CPU.
+
+    python -m benchmarks.graph_rewrites      # writes benchmarks/results/graph_rewrites.json; 25 minutes on two cores
+
+At the sizes of the published networks, random weights, exported as a bundle's graphs are. Both forms are held to
+the definition in torch before they are timed, in turns, in one process; medians. The encoder has its own:
+`benchmarks.encoder_rewrites`.
+
+Exact as well, and not taken: the mask head of ACDC, which resamples up to SAM's canvas and down again, as a filter of
+three taps by three. In the graphs it is two small matrices, whatever the sizes; the row `mask head` says how little
+there is to win.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from benchmarks.parts import Floats, compare, facts, random_values
+from masksam_deploy.manifest import Port
+from masksam_export.config import ModelConfig
+from masksam_export.graphs import GraphPart
+from masksam_export.model import MaskSAM
+from masksam_export.model.blocks import linear_matrix, resize_plane
+from masksam_export.model.image_tokens import DecodedImage
+from masksam_export.official import ACDC, AMOS, SYNAPSE
+
+RESULTS = Path(__file__).parent / "results"
+NETWORKS = {"ViT-B 1024 (ACDC)": ACDC, "ViT-H 512 (AMOS)": AMOS, "ViT-H 256 (Synapse)": SYNAPSE}
+DEFINITION, REWRITTEN = "definition", "rewritten"
+
+Shape = tuple[int, ...]
+
+
+class Part(GraphPart):
+    """A function of tensors of fixed shapes, but for the batch, as a graph."""
+
+    variadic = True
+
+    def __init__(self, module: nn.Module, function: Callable[..., Tensor], inputs: Mapping[str, Shape], output: Shape):
+        ports = [
+            Port(name=name, dtype="float32", shape=("B", *shape)) for name, shape in {**inputs, "out": output}.items()
+        ]
+        super().__init__(tuple(ports[:-1]), tuple(ports[-1:]))
+        self.name, self.module, self.function = "part", module, function
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """What the function gives."""
+        return self.function(*inputs)
+
+
+def convolution(inputs: int, outputs: int, frames: int, side: int) -> dict[str, Any]:
+    """A 3D convolution, whose products along the frames are saved."""
+    conv = nn.Conv3d(inputs, outputs, 3, padding=1)
+    return forms(conv, conv, {"x": (inputs, frames, side, side)}, (outputs, frames, side, side))
+
+
+def after_doubling(inputs: int, beside: int, outputs: int, frames: int, side: int) -> dict[str, Any]:
+    """A convolution of a map that was just doubled, of `beside` channels more."""
+    up, conv = (
+        nn.ConvTranspose3d(inputs, inputs, (1, 2, 2), (1, 2, 2)),
+        nn.Conv3d(inputs + beside, outputs, 3, padding=1),
+    )
+    large = (frames, 2 * side, 2 * side)
+    shapes = {"x": (inputs, frames, side, side)} | ({"rest": (beside, *large)} if beside else {})
+
+    def both(x: Tensor, *rest: Tensor) -> Tensor:
+        return torch.as_tensor(conv(torch.cat([up(x), *rest], dim=1)))
+
+    return forms(nn.ModuleList([up, conv]), both, shapes, (outputs, *large))
+
+
+def forms(
+    module: nn.Module, function: Callable[..., Tensor], inputs: Mapping[str, Shape], output: Shape
+) -> dict[str, Any]:
+    """The same part, with its convolutions as they are and with fewer multiplications."""
+    part = Part(module, function, inputs, output)
+    return {
+        "parts": {DEFINITION: part, REWRITTEN: part},
+        "convolutions": {REWRITTEN: "saving"},
+        "shapes": inputs,
+        "expected": function,
+    }
+
+
+def generator(config: ModelConfig) -> dict[str, Any]:
+    """A whole prompt generator, up to the mask's logits: what follows is a threshold."""
+    model = settled(MaskSAM(config)).prompt_generator
+    grid, side = config.grid, config.patch_side
+    shapes = {f"tap_{index}": (config.frames, config.embed_dim, grid, grid) for index in range(4)}
+    shapes["embedding"] = (config.frames, config.prompt_dim, grid, grid)
+
+    def logits(*features: Tensor) -> Tensor:
+        *taps, embedding = (rows.flatten(0, 1) for rows in features)
+        proposals = model(taps, embedding)
+        # The rest of its results must stay in the graph; they are too small to be seen.
+        rest = 1e-20 * (proposals.class_tokens.mean() + proposals.boxes.mean())
+        return torch.as_tensor((proposals.mask_logits + rest).unflatten(0, (-1, config.frames)))
+
+    return forms(model, logits, shapes, (config.frames, config.queries, side, side))
+
+
+def decoder(config: ModelConfig) -> dict[str, Any]:
+    """A whole mask decoder, and the same as SAM defines it."""
+    sam = settled(MaskSAM(config)).sam_model
+    mask_decoder, encoder, cfg = sam.mask_decoder, sam.prompt_encoder, config
+    positions = encoder.image_positions()
+    prompts = (cfg.frames, cfg.queries)
+    shapes = {
+        "embedding": (cfg.frames, cfg.prompt_dim, cfg.grid, cfg.grid),
+        "masks": (*prompts, cfg.mask_prompt_side, cfg.mask_prompt_side),
+        "corners": (*prompts, 2, cfg.prompt_dim),
+        "classes": (*prompts, 1, cfg.prompt_dim),
+    }
+
+    def rewritten(embedding: Tensor, masks: Tensor, corners: Tensor, classes: Tensor) -> Tensor:
+        embedded = encoder.embed_masks(masks.reshape(-1, 1, *masks.shape[3:]))
+        tokens = corners.flatten(0, 2), classes.flatten(0, 2)
+        decoded = mask_decoder(embedding.flatten(0, 1), positions, tokens[0], embedded, tokens[1])
+        return torch.as_tensor(decoded.low_res_masks.unflatten(0, (-1, *prompts))[:, :, :, 0])
+
+    def definition(embedding: Tensor, masks: Tensor, corners: Tensor, classes: Tensor) -> Tensor:
+        dense = encoder.mask_downscaling(masks.reshape(-1, 1, *masks.shape[3:]))
+        dense = dense.unflatten(0, (-1, cfg.queries)) + embedding.flatten(0, 1)[:, None]
+        image = DecodedImage(dense.flatten(0, 1).flatten(2).transpose(1, 2), cfg.queries)
+        tokens = mask_decoder._tokens(corners.flatten(0, 2), classes.flatten(0, 2))
+        q, decoded = mask_decoder.transformer(image, positions, tokens)
+        maps = decoded.tokens().transpose(1, 2).unflatten(2, (cfg.grid, cfg.grid))
+        for module in mask_decoder.output_upscaling:
+            maps = module(maps)
+        weights = mask_decoder.output_hypernetworks_mlps[0](q[:, 1:2])
+        found = (weights @ maps.flatten(2)).unflatten(2, maps.shape[2:])
+        return torch.as_tensor(found.unflatten(0, (-1, *prompts))[:, :, :, 0])
+
+    side = cfg.mask_prompt_side
+    parts = {
+        DEFINITION: Part(sam, definition, shapes, (*prompts, side, side)),
+        REWRITTEN: Part(sam, rewritten, shapes, (*prompts, side, side)),
+    }
+    return {"parts": parts, "convolutions": {}, "shapes": shapes, "expected": definition}
+
+
+def mask_head(config: ModelConfig) -> dict[str, Any]:
+    """The resampling of the masks, as two matrices and as a filter."""
+    side, canvas, masks = config.patch_side, config.canvas_side, config.frames * config.queries
+    blur = linear_matrix(canvas, side) @ linear_matrix(side, canvas)
+    middle = blur[side // 2, side // 2 - 1 : side // 2 + 2]
+    taps = torch.tensor(np.outer(middle, middle), dtype=torch.float32)[None, None]
+
+    def filtered(x: Tensor) -> Tensor:
+        padded = functional.pad(x.reshape(-1, 1, side, side), (1, 1, 1, 1), mode="replicate")
+        return functional.conv2d(padded, taps).reshape(-1, masks, side, side)
+
+    def matrices(x: Tensor) -> Tensor:
+        return resize_plane(x, blur, blur)
+
+    shape = (masks, side, side)
+    parts = {
+        name: Part(nn.Module(), f, {"x": shape}, shape) for name, f in (("matrices", matrices), ("filter", filtered))
+    }
+    return {"parts": parts, "convolutions": {}, "shapes": {"x": shape}, "expected": matrices}
+
+
+def settled(model: MaskSAM) -> MaskSAM:
+    """With weights that keep values near one, and no parameter that could be left out unnoticed."""
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 1:
+            nn.init.normal_(parameter, mean=float("norm" in name and "weight" in name), std=0.2)
+        else:
+            nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
+    return model.eval().requires_grad_(False)
+
+
+def cases() -> Iterator[tuple[str, str, Callable[[], dict[str, Any]]]]:
+    """Rewrite, where, and what makes its two forms."""
+    yield "products along the frames", "256 to 128 channels, 4 frames of 256", partial(convolution, 256, 128, 4, 256)
+    yield "products along the frames", "64 to 64 channels, 9 frames of 256", partial(convolution, 64, 64, 9, 256)
+    yield "products along the frames", "128 to 128 channels, 26 frames of 64", partial(convolution, 128, 128, 26, 64)
+    yield "both, after doubling", "128 channels, 4 frames of 128", partial(after_doubling, 128, 0, 128, 4, 128)
+    yield "both, after doubling", "128 + 128 channels, 4 frames of 128", partial(after_doubling, 128, 128, 128, 4, 128)
+    yield "both, after doubling", "64 channels, 9 frames of 128", partial(after_doubling, 64, 0, 64, 9, 128)
+    for name, config in NETWORKS.items():
+        yield "whole prompt generator", name, partial(generator, config)
+    for name, config in NETWORKS.items():
+        yield "whole mask decoder", name, partial(decoder, config)
+    yield "mask head", "ViT-B 1024 (ACDC)", partial(mask_head, ACDC)
+
+
+def main() -> None:
+    """Check, time, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=0, help="0: all cores.")
+    parser.add_argument("--only", default="", help="Rewrites whose name contains this.")
+    parser.add_argument("-o", "--output", type=Path, default=RESULTS / "graph_rewrites.json")
+    arguments = parser.parse_args()
+    timing = {"repeats": arguments.repeats, "threads": arguments.threads}
+    rows = [measure(*case, **timing) for case in cases() if arguments.only in case[0]]
+    result = {**timing, "rewrites": rows, **facts()}
+    arguments.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    print(f"wrote {arguments.output}")
+
+
+def measure(rewrite: str, where: str, make: Callable[[], dict[str, Any]], **timing: int) -> dict[str, Any]:
+    """Medians in ms of both forms, and their ratio."""
+    torch.manual_seed(0)
+    made = make()
+    feeds: dict[str, Floats] = {
+        name: random_values(1, *shape, seed=seed) for seed, (name, shape) in enumerate(made["shapes"].items())
+    }
+    for part in made["parts"].values():
+        part.eval().requires_grad_(False)
+    expected = made["expected"](*(torch.from_numpy(feed) for feed in feeds.values())).numpy()
+    row = compare(made["parts"], feeds, expected, made["convolutions"], **timing)
+    first, second = row["median_ms"].values()
+    print(f"{rewrite}, {where}: {row['median_ms']}, {first / second:.2f} times", flush=True)
+    return {"rewrite": rewrite, "where": where, **row, "times_faster": round(first / second, 2)}
+
+
+if __name__ == "__main__":
+    with torch.inference_mode():
+        main()

@@ -1,0 +1,97 @@
+"""Parts of a network as graphs in ONNX Runtime on the CPU: held to what is expected, then timed in turns."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+
+from masksam_export.graphs import GraphPart, traceable
+from masksam_export.onnx_export import export_part
+from masksam_export.passes.convolutions import Convolutions
+
+TOLERANCE = 1e-4  # float32 sums of up to 5120 products, values of size one
+
+Floats = NDArray[np.float32]
+
+
+def compare(
+    parts: Mapping[str, GraphPart],
+    feeds: dict[str, Floats],
+    expected: NDArray[np.floating[Any]],
+    convolutions: Mapping[str, Convolutions] | None = None,
+    **timing: int,
+) -> dict[str, Any]:
+    """Export, hold to what is expected, time in turns; `convolutions` says which parts have them in another form."""
+    sessions, operators = {}, {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, part in parts.items():
+            with traceable(part):
+                export_part(part, Path(folder), convolutions=(convolutions or {}).get(name, "direct"))
+            sessions[name], operators[name] = session(Path(folder) / f"{part.name}.onnx", timing["threads"])
+    errors = {name: float(np.abs(run.run(None, feeds)[0] - expected).max()) for name, run in sessions.items()}
+    wrong = {name: error for name, error in errors.items() if not error <= TOLERANCE}
+    if wrong:
+        raise SystemExit(f"off by {wrong}, allowed {TOLERANCE}: nothing was timed")
+    times: dict[str, list[float]] = {name: [] for name in sessions}
+    for _ in range(timing["repeats"]):
+        for name, run in sessions.items():
+            started = time.perf_counter()
+            run.run(None, feeds)
+            times[name].append(1000 * (time.perf_counter() - started))
+    return {
+        "median_ms": {name: round(statistics.median(values), 1) for name, values in times.items()},
+        "fastest_ms": {name: round(min(values), 1) for name, values in times.items()},
+        "max_abs_error": errors,
+        "fused_operators": operators,
+    }
+
+
+def session(path: Path, threads: int) -> tuple[onnxruntime.InferenceSession, list[str]]:
+    """On the CPU, with the names of the operators that ONNX Runtime put in place of standard ones."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3  # it warns that what it optimised is for this machine
+    options.optimized_model_filepath = str(path.with_suffix(".optimized.onnx"))
+    run = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    graph = onnx.load(options.optimized_model_filepath, load_external_data=False).graph
+    return run, sorted({node.op_type for node in graph.node if node.domain not in ("", "ai.onnx")})
+
+
+def random_values(*shape: int, seed: int = 0) -> Floats:
+    """Of unit size."""
+    return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
+
+
+def facts() -> dict[str, Any]:
+    """When and where."""
+    versions = {
+        "onnxruntime": onnxruntime.__version__,
+        "onnx": onnx.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+    revision = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+    )
+    return {
+        "date": datetime.now(timezone.utc).date().isoformat(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "commit": revision.stdout.strip() or None,
+        "versions": versions,
+    }
