@@ -6,6 +6,8 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --con
 MODEL  := models/masksam-tiny-lv
 SAMPLE := examples/sunnybrook
 RUNS   := runs
+# Tests run in so many processes, each of up to 2 GB; all of a file in one, as they share what is slow to make.
+WORKERS ?= 2
 
 .PHONY: demo recipe-lv recipe-hippocampus test lint types contracts pytest test-slow test-lowest clean
 
@@ -64,7 +66,7 @@ contracts: $(VENV)/dev.stamp
 	$(BIN)/lint-imports
 
 pytest: $(VENV)/dev.stamp
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile
 
 # Also the tests that take minutes or many gigabytes (a full-size ViT-B export).
 test-slow: $(VENV)/dev.stamp
