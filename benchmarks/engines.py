@@ -26,9 +26,9 @@ from masksam_deploy.engines.builders import BuildOptions, open_builder
 from masksam_deploy.engines.calibration import calibration_windows
 from masksam_deploy.engines.gate import Case, Verdict
 from masksam_deploy.engines.quantisation import Calibrator
-from masksam_deploy.engines.scans import ScanFiles, find_scans
 from masksam_deploy.engines.sensitivity import measure_sensitivity
 from masksam_deploy.engines.spec import EngineSpec, Precision, Target
+from masksam_deploy.scans import ScanFiles, find_scans
 
 
 def main() -> None:

@@ -34,10 +34,10 @@ from masksam_deploy.bundle import Bundle
 from masksam_deploy.engines.build import BuildRequest, build_engine
 from masksam_deploy.engines.builders import open_builder
 from masksam_deploy.engines.gate import Case
-from masksam_deploy.engines.scans import ScanFiles
 from masksam_deploy.engines.spec import EngineSpec
 from masksam_deploy.engines.store import engines_of
 from masksam_deploy.manifest import Label, Labels, Normalization, Preprocessing, Resampling
+from masksam_deploy.scans import ScanFiles
 from masksam_export.baseline import torch_chain
 from masksam_export.checkpoint import TrainedMaskSAM, load_checkpoint
 from masksam_export.config import ModelConfig

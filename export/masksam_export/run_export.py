@@ -12,7 +12,7 @@ from rich.console import Console
 
 from masksam_deploy.bundle import Bundle
 from masksam_deploy.engines.gate import with_references
-from masksam_deploy.engines.scans import find_scans
+from masksam_deploy.scans import find_scans
 from masksam_deploy.text import one_line
 from masksam_export.checkpoint import load_checkpoint
 from masksam_export.onnx_export import export_bundle

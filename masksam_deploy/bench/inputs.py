@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from masksam_deploy.bundle import Bundle
 from masksam_deploy.engines.gate import validation_cases
-from masksam_deploy.engines.scans import digest
 from masksam_deploy.io import read_volume
 from masksam_deploy.io.write_scan import write_scan
 from masksam_deploy.preprocess import preprocess
+from masksam_deploy.scans import digest
 from masksam_deploy.sliding_window import cut_windows, window_count
 from masksam_deploy.volume import Geometry, Volume
 

@@ -62,8 +62,8 @@ def run_build_engine(
     from masksam_deploy.engines.builders import BuildOptions, open_builder
     from masksam_deploy.engines.exclusions import read_exclusions
     from masksam_deploy.engines.gate import validation_cases, with_references
-    from masksam_deploy.engines.scans import find_scans
     from masksam_deploy.engines.spec import EngineSpec
+    from masksam_deploy.scans import find_scans
 
     loaded = Bundle.load(bundle)
     spec = EngineSpec.of(loaded, target, precision, overrides, device=device)  # type: ignore[arg-type]

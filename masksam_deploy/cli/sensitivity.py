@@ -53,8 +53,8 @@ def sensitivity(
     from masksam_deploy.engines.calibration import calibration_windows
     from masksam_deploy.engines.exclusions import Exclusions, default_path, write_exclusions
     from masksam_deploy.engines.quantisation import Calibrator
-    from masksam_deploy.engines.scans import find_scans
     from masksam_deploy.engines.sensitivity import measure_sensitivity
+    from masksam_deploy.scans import find_scans
 
     loaded = Bundle.load(bundle)
     target = output or default_path(loaded)

@@ -23,12 +23,12 @@ from masksam_deploy.engines.calibration import MOST_WINDOWS, CalibrationWindows,
 from masksam_deploy.engines.device_gate import judge_on_device, runs_here
 from masksam_deploy.engines.gate import Case, Gate, Limits, Verdict, limits_of
 from masksam_deploy.engines.quantisation import Calibrator
-from masksam_deploy.engines.scans import ScanFiles
 from masksam_deploy.engines.spec import EngineSpec, Precision
 from masksam_deploy.engines.store import Engine, EngineRecord, store_engine
 from masksam_deploy.engines.typed_graphs import TypedGraphs
 from masksam_deploy.errors import EngineError, GateError
 from masksam_deploy.manifest_rules import ENGINES_DIRECTORY
+from masksam_deploy.scans import ScanFiles
 
 Progress: TypeAlias = Callable[[str, int, int], None]
 

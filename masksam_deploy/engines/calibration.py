@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from masksam_deploy.backends.onnxruntime import OnnxRuntimeSession
 from masksam_deploy.bundle import Bundle, reporting_writes
-from masksam_deploy.engines.scans import ScanFiles, digest
 from masksam_deploy.errors import OutputError, ScanError
 from masksam_deploy.io import read_volume
 from masksam_deploy.preprocess import preprocess
+from masksam_deploy.scans import ScanFiles, digest
 from masksam_deploy.sliding_window import cut_windows
 from masksam_deploy.text import shown
 

@@ -21,11 +21,11 @@ from masksam_deploy.engines.build import BuildRequest, build_engine
 from masksam_deploy.engines.builders import BuildOptions, Target, open_builder
 from masksam_deploy.engines.gate import Case
 from masksam_deploy.engines.run import open_engine
-from masksam_deploy.engines.scans import find_scans
 from masksam_deploy.engines.spec import EngineSpec
 from masksam_deploy.engines.store import Engine
 from masksam_deploy.errors import BackendError, EngineError, MaskSamError, MemoryLimitError
 from masksam_deploy.manifest import Graph, Port
+from masksam_deploy.scans import find_scans
 
 pytestmark = pytest.mark.gpu
 

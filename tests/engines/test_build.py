@@ -22,10 +22,10 @@ from masksam_deploy.engines.build import BuildRequest, build_engine
 from masksam_deploy.engines.builders import BuildOptions, Precision, Target, open_builder
 from masksam_deploy.engines.gate import Case, Limits, validation_cases
 from masksam_deploy.engines.run import choose_engine, open_engine
-from masksam_deploy.engines.scans import find_scans
 from masksam_deploy.engines.spec import EngineSpec
 from masksam_deploy.engines.store import engines_of
 from masksam_deploy.errors import EngineError, GateError, OutputError, ScanError
+from masksam_deploy.scans import find_scans
 from tests.engines.small_bundle import ball_scan
 
 

@@ -13,9 +13,9 @@ from masksam_deploy import Segmenter
 from masksam_deploy.backends import open_chain
 from masksam_deploy.bundle import Bundle
 from masksam_deploy.engines.calibration import GraphFeeds, calibration_windows
-from masksam_deploy.engines.scans import ScanFiles, find_scans
 from masksam_deploy.errors import OutputError, ScanError
 from masksam_deploy.io.write_scan import write_scan
+from masksam_deploy.scans import ScanFiles, find_scans
 from masksam_deploy.volume import Volume
 from tests.engines.small_bundle import ball_scan, write_ball_scans
 

@@ -24,9 +24,9 @@ from masksam_deploy.engines.gate import (
     validation_cases,
     with_references,
 )
-from masksam_deploy.engines.scans import ScanFiles, find_scans
 from masksam_deploy.errors import EngineError, MaskSamError
 from masksam_deploy.io.write_scan import write_scan
+from masksam_deploy.scans import ScanFiles, find_scans
 from masksam_deploy.volume import Volume
 from tests.engines.small_bundle import ball_scan, write_ball_scans
 

@@ -10,10 +10,10 @@ import pytest
 
 from masksam_deploy import read_volume, write_labels
 from masksam_deploy.engines.gate import Case
-from masksam_deploy.engines.scans import ScanFiles
 from masksam_deploy.errors import ExportError, MaskSamError
 from masksam_deploy.io.write_scan import write_scan
 from masksam_deploy.manifest import Label, Labels
+from masksam_deploy.scans import ScanFiles
 from masksam_deploy.volume import Volume
 from masksam_export import validation_scans
 from masksam_export.validation_scans import add_validation

@@ -14,9 +14,9 @@ from masksam_deploy.engines.build import BuildRequest, build_engine
 from masksam_deploy.engines.builders import BuildOptions, open_builder
 from masksam_deploy.engines.gate import Case, validation_cases
 from masksam_deploy.engines.run import open_network
-from masksam_deploy.engines.scans import ScanFiles, find_scans
 from masksam_deploy.engines.spec import EngineSpec, Precision
 from masksam_deploy.evaluation import evaluate_folders
+from masksam_deploy.scans import ScanFiles, find_scans
 
 ROOT = Path(__file__).parents[2]
 CHECKPOINT = ROOT / "models" / "masksam-tiny-lv" / "checkpoint_final.pth"
