@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from masksam_deploy.errors import OutputError
+from masksam_deploy.errors import DiskFullError, OutputError
 from masksam_deploy.text import shown
 
 _REASONS = {
@@ -35,8 +35,8 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
     replaced only at the end.
 
     Raises:
-        OutputError: the target is not a place for a file, or the system refused (disk full, permissions,
-            missing folder); any `OSError` from the body is turned into it as well.
+        OutputError: the target is not a place for a file, or the system refused (permissions, missing folder);
+            any `OSError` from the body is turned into it as well. `DiskFullError` for want of room.
     """
     target = Path(target)
     temporary = target.parent / (f".{secrets.token_hex(8)}{''.join(_suffixes(target))}")
@@ -51,7 +51,8 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
         _flush_to_disk(temporary)
         temporary.replace(target)
     except OSError as error:
-        raise OutputError(f"{shown(target)}: cannot be written: {_reason(error)}") from error
+        kind_of_error = DiskFullError if error.errno in (errno.ENOSPC, errno.EDQUOT) else OutputError
+        raise kind_of_error(f"{shown(target)}: cannot be written: {_reason(error)}") from error
     finally:
         # After a success the name is gone; after anything else, Ctrl-C included, nothing may stay behind.
         with suppress(OSError):

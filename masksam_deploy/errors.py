@@ -21,6 +21,16 @@ class OutputError(MaskSamError):
     """A result cannot be written."""
 
 
+class DiskFullError(OutputError):
+    """A result cannot be written for want of room, and neither could the next one."""
+
+
+class ScansFailedError(MaskSamError):
+    """Some of many scans gave no label map; the others did."""
+
+    exit_code = 4
+
+
 class BundleError(MaskSamError):
     """A bundle is missing, damaged, inconsistent or of an unknown version."""
 

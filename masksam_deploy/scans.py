@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections import defaultdict
 from collections.abc import Sequence
@@ -30,6 +31,11 @@ class ScanFiles:
 
     name: str
     paths: tuple[Path, ...]
+
+    @property
+    def case(self) -> str:
+        """What its results are called, as in nnU-Net: without the type of the file and the number of the channel."""
+        return without_suffix(self.name).removesuffix("_0000")
 
 
 def find_scans(paths: Sequence[Path], channels: int) -> list[ScanFiles]:
@@ -76,7 +82,7 @@ def _scans_at(path: Path, channels: int) -> list[ScanFiles]:
     if path.is_file():
         return _grouped([path], channels)
     entries = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
-    files = [entry for entry in entries if entry.is_file() and entry.name.endswith(SUFFIXES)]
+    files = [entry for entry in entries if entry.is_file() and entry.name.lower().endswith(SUFFIXES)]
     folders = [entry for entry in entries if entry.is_dir()]
     if files:
         return _grouped(files, channels)
@@ -94,7 +100,8 @@ def _grouped(paths: list[Path], channels: int) -> list[ScanFiles]:
                     f"{shown(path)}: found a second channel, expected scans of one channel, as the model takes; name "
                     "the files of its channel only"
                 )
-        return [ScanFiles(path.name, (path,)) for path in paths]
+        # A name also for '.' and '..'.
+        return [ScanFiles(os.path.basename(os.path.abspath(path)), (path,)) for path in paths]  # noqa: PTH100, PTH119
     cases: dict[str, dict[int, Path]] = defaultdict(dict)
     for path in paths:
         match = _CHANNEL.fullmatch(without_suffix(path.name))

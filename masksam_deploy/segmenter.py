@@ -141,14 +141,44 @@ class Segmenter:
         return Segmentation(
             result,
             Report(
-                bundle=self._bundle_facts(),
+                bundle=self.bundle_facts(),
                 scan=self._scan_facts(scan, frame),
-                settings=self._settings(),
+                settings=self.settings(),
                 labels=measured,
                 timings_s=watch.rounded(),
                 versions=runtime_versions(),
             ),
         )
+
+    def memory(self, scan: Volume) -> int:
+        """Bytes that this scan will take at most, its own included, the network's not.
+
+        Raises:
+            ScanError: the scan does not fit the model.
+        """
+        return self._memory(scan, scan_frame(scan, self.bundle.manifest.preprocessing))
+
+    def bundle_facts(self) -> dict[str, object]:
+        """Which bundle it is, for reports."""
+        manifest = self.bundle.manifest
+        return {
+            "name": manifest.name,
+            "manifest_sha256": self.bundle.sha256,
+            "source_sha256": manifest.provenance.source_sha256,
+        }
+
+    def settings(self) -> dict[str, object]:
+        """What was chosen and what runs, for reports."""
+        return {
+            "device": self._network.device,
+            "batch": self._network.batch,
+            "providers": self._network.providers,
+            "engine": self._network.engine,
+            "precision": self._network.precision,
+            "accumulator": self._accumulator,
+            "mirror_axes": list(self.mirror_axes),
+            "step": self._step,
+        }
 
     def close(self) -> None:
         """Free the network."""
@@ -186,14 +216,6 @@ class Segmenter:
         slabs = 4 * self._threads * min(SLAB_BYTES, 8 * max(network_voxels, prod(frame.cropped_shape)))
         return 4 * channels * (voxels + network_voxels) + working + 4 * classes * (kept + whole) + slabs + FIXED_BYTES
 
-    def _bundle_facts(self) -> dict[str, object]:
-        manifest = self.bundle.manifest
-        return {
-            "name": manifest.name,
-            "manifest_sha256": self.bundle.sha256,
-            "source_sha256": manifest.provenance.source_sha256,
-        }
-
     def _scan_facts(self, scan: Volume, frame: ScanFrame) -> dict[str, object]:
         geometry = scan.geometry
         return {
@@ -205,16 +227,4 @@ class Segmenter:
             "network_shape": list(frame.network_shape),
             "network_spacing_mm": list(frame.network_spacing),
             "windows": window_count(frame.network_shape, self.bundle.patch_size, self._step),
-        }
-
-    def _settings(self) -> dict[str, object]:
-        return {
-            "device": self._network.device,
-            "batch": self._network.batch,
-            "providers": self._network.providers,
-            "engine": self._network.engine,
-            "precision": self._network.precision,
-            "accumulator": self._accumulator,
-            "mirror_axes": list(self.mirror_axes),
-            "step": self._step,
         }

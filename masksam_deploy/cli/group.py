@@ -18,7 +18,7 @@ _BUILT_IN = {
     "compare": ("masksam_deploy.cli.compare:compare", "Compare two bundles by their label maps of the same scans."),
     "doctor": ("masksam_deploy.cli.doctor:doctor", "Show what this machine can build and run, and what is missing."),
     "evaluate": ("masksam_deploy.cli.evaluate:evaluate", "Compare label maps with references."),
-    "infer": ("masksam_deploy.cli.infer:infer", "Segment a scan with a bundle."),
+    "infer": ("masksam_deploy.cli.infer:infer", "Segment a scan, or many, with a bundle."),
     "inspect": ("masksam_deploy.cli.inspect:inspect", "Show what a bundle holds, and verify it."),
     "pack": ("masksam_deploy.cli.pack:pack", "Put a bundle into one file."),
     "sensitivity": ("masksam_deploy.cli.sensitivity:sensitivity", "Rank layers by what int8 does to them."),

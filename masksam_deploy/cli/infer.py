@@ -1,7 +1,8 @@
-"""`masksam-deploy infer`: one scan in, one label map out."""
+"""`masksam-deploy infer`: a scan in, a label map out; or a folder of them."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,10 +27,16 @@ def checked_step(_: click.Context, __: click.Parameter, value: float) -> float:
     return value
 
 
-@click.command(short_help="Segment a scan with a bundle.")
-@click.argument("scan", type=FILE)
+@click.command(short_help="Segment a scan, or many, with a bundle.")
+@click.argument("scans", metavar="SCAN...", nargs=-1, required=True, type=FILE)
 @click.option("-b", "--bundle", required=True, type=FILE, help="Bundle directory.")
-@click.option("-o", "--output", required=True, type=FILE, help="Label map: .nii.gz .nii .nrrd .mha")
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=FILE,
+    help="Label map (.nii.gz .nii .nrrd .mha); or, for many scans, a folder.",
+)
 @click.option(
     "-c",
     "--channel",
@@ -40,6 +47,14 @@ def checked_step(_: click.Context, __: click.Parameter, value: float) -> float:
 )
 @click.option("--overlay", type=FILE, help="Draw a contact sheet (.png).")
 @click.option("--report", type=FILE, help="Write volumes, timings and hashes (.json).")
+@click.option("--overlays", is_flag=True, help="Many scans: draw a contact sheet of each.")
+@click.option(
+    "--suffix",
+    type=click.Choice([".nii.gz", ".nii", ".nrrd", ".mha"]),
+    help="Many scans: type of the label maps [.nii.gz].",
+)
+@click.option("--resume", is_flag=True, help="Many scans: skip those that an earlier run into the folder did.")
+@click.option("--force", is_flag=True, help="Many scans: do all again, and replace what is in the folder.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option(
     "--backend",
@@ -78,12 +93,16 @@ def checked_step(_: click.Context, __: click.Parameter, value: float) -> float:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the report instead of a summary.")
 def infer(
-    scan: Path,
+    scans: tuple[Path, ...],
     bundle: Path,
     output: Path,
     channels: tuple[Path, ...],
     overlay: Path | None,
     report: Path | None,
+    overlays: bool,
+    suffix: str | None,
+    resume: bool,
+    force: bool,
     device: Device,
     backend: Backend,
     precision: Precision | None,
@@ -98,21 +117,69 @@ def infer(
     """Segment SCAN, a NIfTI, NRRD or MetaImage file or a folder with one DICOM series.
 
     The label map gets the scan's exact geometry. Outputs appear together, complete, or not at all.
-    """
-    from masksam_deploy.cli.infer_scan import Outputs, infer_scan
 
-    infer_scan(
-        (scan, *channels),
-        bundle,
-        Outputs(output, overlay, report),
-        device=device,
-        backend=backend,
-        precision=precision,
-        tta=tta,
-        accumulator=accumulator,
-        step=step,
-        threads=threads,
-        max_ram=max_ram,
-        max_vram=max_vram,
-        as_json=as_json,
-    )
+    Many scans, given as several SCANs or as a folder of files (CASE_0000.nii.gz, CASE_0001.nii.gz ... where the model
+    has several channels) or of DICOM folders, need a folder as output, which gets CASE.nii.gz of each and report.json,
+    written after every scan. One that fails does not stop the others.
+
+    Exit codes: 0 all done; 2 refused, or nothing can be done; 4 some of many scans failed, the others are done.
+    """
+    from masksam_deploy.cli.running import Running
+
+    how = Running(device, backend, precision, tta, accumulator, step, threads, max_ram, max_vram)
+    one = {"--channel": bool(channels), "--overlay": overlay is not None, "--report": report is not None}
+    many = {"--overlays": overlays, "--suffix": suffix is not None, "--resume": resume, "--force": force}
+    if _is_one(scans, output, any(one.values())):
+        _refuse(many, "is for many scans, with a folder as output")
+        from masksam_deploy.cli.infer_scan import infer_scan
+        from masksam_deploy.results import Outputs
+
+        infer_scan((*scans, *channels), bundle, Outputs(output, overlay, report), how, as_json=as_json)
+        return
+    _refuse(one, _INSTEAD)
+    if resume and force:
+        raise click.UsageError("--resume skips what is done, --force does it again: give one of them")
+    from masksam_deploy.cli.infer_folder import Wanted, infer_folder
+
+    infer_folder(scans, bundle, Wanted(output, suffix or ".nii.gz", overlays, resume, force), how, as_json=as_json)
+
+
+_INSTEAD = {
+    "--channel": "belongs to one scan; of many, name the channels' files CASE_0000, CASE_0001 ...",
+    "--overlay": "belongs to one scan; --overlays draws one of each",
+    "--report": "belongs to one scan; of many, OUTPUT/report.json is always written",
+}
+
+
+def _is_one(scans: tuple[Path, ...], output: Path, with_options_of_one: bool) -> bool:
+    """Whether one scan and one label file are meant.
+
+    Raises:
+        OutputError: several scans and a label file are given, or one and neither a label file nor a folder.
+    """
+    from masksam_deploy.errors import OutputError
+    from masksam_deploy.io.labels import LABEL_SUFFIXES
+    from masksam_deploy.text import shown
+
+    names_a_file = output.name.lower().endswith((*LABEL_SUFFIXES, ".mhd", ".nhdr")) and not output.is_dir()
+    if names_a_file and len(scans) > 1:
+        raise OutputError(
+            f"{shown(output)}: found the name of one label map for {len(scans)} scans, expected a folder; give one "
+            "(further channels of one scan go with --channel)"
+        )
+    if len(scans) > 1 or output.is_dir():
+        return False
+    if not names_a_file and not output.suffix and scans[0].is_file():
+        # A folder is made for a folder of scans; for one file, a name without a type is more likely a slip.
+        raise OutputError(
+            f"{shown(output)}: found a name without a type, expected one of {', '.join(LABEL_SUFFIXES)}; add it, or make "
+            "that folder first"
+        )
+    return names_a_file or with_options_of_one or scans[0].is_file()
+
+
+def _refuse(given: Mapping[str, bool], why: str | Mapping[str, str]) -> None:
+    """Options that belong to the other form."""
+    for name, is_given in given.items():
+        if is_given:
+            raise click.UsageError(f"{name} {why if isinstance(why, str) else why[name]}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -69,15 +70,39 @@ def scan_suffix(path: Path) -> str | None:
     return next((suffix for suffix in SCAN_SUFFIXES if name.endswith(suffix)), None)
 
 
+class _Quiet:
+    """ITK's one switch for warnings, shared by threads: the first in turns it off, the last out puts it back."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._before = False
+
+    def enter(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._before = SimpleITK.ProcessObject.GetGlobalWarningDisplay()
+                SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)
+            self._inside += 1
+
+    def leave(self) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                SimpleITK.ProcessObject.SetGlobalWarningDisplay(self._before)
+
+
+_QUIET = _Quiet()
+
+
 @contextmanager
 def quiet_itk() -> Iterator[None]:
     """Keep ITK's warnings off the terminal; what matters in them is checked and raised by us."""
-    before = SimpleITK.ProcessObject.GetGlobalWarningDisplay()
-    SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)
+    _QUIET.enter()
     try:
         yield
     finally:
-        SimpleITK.ProcessObject.SetGlobalWarningDisplay(before)
+        _QUIET.leave()
 
 
 def _open_nifti(path: Path, what: str) -> Channel:

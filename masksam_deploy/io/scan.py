@@ -13,6 +13,7 @@ from masksam_deploy.io.channel import Channel
 from masksam_deploy.io.dicom import is_dicom_file, open_dicom_series
 from masksam_deploy.io.grid import affine_lps, corner_shift_mm, times
 from masksam_deploy.io.itk import open_itk_file, scan_suffix
+from masksam_deploy.io.text_header import read_meta_header, read_nrrd_header
 from masksam_deploy.text import NOT_UTF8, is_utf8, one_line, shown
 from masksam_deploy.volume import Volume
 
@@ -54,6 +55,19 @@ def read_volume(path: str | Path | Sequence[str | Path], *, max_voxels: int | No
             raise _unreadable(channel.name, error) from error
         _check_finite(out, channel.name)
     return Volume(array, geometry)
+
+
+def files_of(path: Path) -> list[Path]:
+    """The files that one channel consists of: all of a DICOM folder; with a detached header, what holds its voxels.
+
+    Raises:
+        ScanError: a detached header names no voxels.
+        OSError: the path cannot be read.
+    """
+    if path.is_dir():
+        return sorted(member for member in path.iterdir() if member.is_file())
+    read_header = {".nhdr": read_nrrd_header, ".mhd": read_meta_header}.get(scan_suffix(path) or "")
+    return [path, read_header(path, shown(path)).path] if read_header else [path]
 
 
 def open_channel(path: Path) -> Channel:

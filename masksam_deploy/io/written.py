@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK
 
-from masksam_deploy.errors import OutputError, ScanError
+from masksam_deploy.errors import DiskFullError, OutputError, ScanError
 from masksam_deploy.io.grid import grid_difference
 from masksam_deploy.io.itk import open_itk_file, quiet_itk
 from masksam_deploy.text import itk_reason
@@ -69,5 +69,5 @@ def _failed(array: Array, path: Path, name: str, message: str) -> OutputError:
     """
     with suppress(OSError):
         if shutil.disk_usage(path.parent).free < array.nbytes:
-            return OutputError(f"{name}: cannot be written: the disk is full; free some space")
+            return DiskFullError(f"{name}: cannot be written: the disk is full; free some space")
     return OutputError(message)

@@ -136,9 +136,9 @@ def test_failure_of_a_later_output_leaves_all_earlier_ones_as_they_were(
     labels, other = tmp_path / "seg.nii.gz", tmp_path / ("o.png" if option == "--overlay" else "r.json")
     labels.write_bytes(b"earlier labels")
     other.write_bytes(b"earlier output")
-    broken = "draw_overlay" if option == "--overlay" else "_described"
+    broken = "draw_overlay" if option == "--overlay" else "described"
     script = (
-        "import masksam_deploy.cli.infer_scan as work, masksam_deploy.cli as cli, sys\n"
+        "import masksam_deploy.results as work, masksam_deploy.cli.infer_scan, masksam_deploy.cli as cli, sys\n"
         "def full(*_, **__): raise OSError(28, 'No space left on device')\n"
         f"work.{broken} = full\n"
         "cli.main(sys.argv[1:])"

@@ -1,0 +1,229 @@
+"""The infer command's work on many scans: find them, refuse what cannot be, run all, tell what became of each."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import click
+
+from masksam_deploy.atomic import check_writable
+from masksam_deploy.batch import Batch
+from masksam_deploy.batch_report import REPORT_NAME, BatchReport, Entry, Job, Ledger, read_report
+from masksam_deploy.bundle import Bundle
+from masksam_deploy.cli.progress import progress_bar
+from masksam_deploy.cli.running import Running, how_mirrored, open_segmenter, what_ran
+from masksam_deploy.errors import MaskSamError, OutputError, ScanError, ScansFailedError
+from masksam_deploy.overlay import require_pillow
+from masksam_deploy.report import Stopwatch
+from masksam_deploy.results import Outputs
+from masksam_deploy.scans import ScanFiles, find_scans
+from masksam_deploy.segmenter import Progress
+from masksam_deploy.text import one_line, shown
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What many scans leave behind.
+
+    Attributes:
+        folder: where all of it goes.
+        suffix: of the label maps, the type.
+        overlays: whether to draw a picture of each.
+        resume: skip what an earlier run did.
+        force: do all again, whatever is there.
+    """
+
+    folder: Path
+    suffix: str
+    overlays: bool
+    resume: bool
+    force: bool
+
+
+def infer_folder(paths: Sequence[Path], bundle: Path, wanted: Wanted, how: Running, *, as_json: bool) -> None:
+    """Segment all scans at some paths; see the command's options.
+
+    Raises:
+        ScansFailedError: a scan failed; the others are done.
+    """
+    if wanted.overlays:
+        require_pillow()
+    watch = Stopwatch()
+    with watch.stage("verify_bundle"):
+        loaded = Bundle.load(bundle)
+    jobs = _jobs(paths, bundle, wanted, loaded.channels)
+    earlier = _earlier(jobs, wanted)
+    _make_folder(wanted.folder)
+    with open_segmenter(loaded, how, watch) as (segmenter, settings):
+        ledger = Ledger(wanted.folder / REPORT_NAME, jobs, segmenter, settings, earlier, watch.rounded())
+        teller = _Teller(len(jobs), silent=as_json)
+        teller.say(f"{what_ran(settings)}, {how_mirrored(settings)}: {len(jobs)} scan(s)")
+        with _interruption_told(ledger), Batch(segmenter, ledger, max_ram=how.max_ram, tell=teller.tell) as batch:
+            batch.run(jobs, teller.bar)
+    report = ledger.report
+    if as_json:
+        click.echo(report.model_dump_json(indent=2))
+    else:
+        _sum_up(report, wanted.folder)
+    _check_all_done(report, wanted.folder)
+
+
+def _jobs(paths: Sequence[Path], bundle: Path, wanted: Wanted, channels: int) -> list[Job]:
+    """All scans with their outputs.
+
+    Raises:
+        ScanError: there are none, or two would get one name.
+        OutputError: the outputs would lie among the inputs.
+    """
+    aside = {wanted.folder.resolve(), bundle.resolve()}
+    scans = [scan for scan in find_scans(paths, channels) if not aside & {path.resolve() for path in scan.paths}]
+    if not scans:
+        raise ScanError(f"found no scan in {', '.join(map(shown, paths))}, expected at least one; check the path")
+    jobs = [Job(scan, _outputs(scan, wanted)) for scan in scans]
+    _check_place(jobs, paths, bundle, wanted.folder)
+    names: dict[str, Job] = {}
+    for job in jobs:
+        # Also where they differ in case only: other file systems would take them for one.
+        other = names.setdefault(job.name.casefold(), job)
+        if other is not job:
+            raise ScanError(
+                f"{shown(other.scan.paths[0])} and {shown(job.scan.paths[0])}: found two scans whose results would "
+                f"both be called {shown(job.outputs.labels.name)}, expected a name for each; rename one, or run them "
+                "into two folders"
+            )
+    return jobs
+
+
+def _outputs(scan: ScanFiles, wanted: Wanted) -> Outputs:
+    picture = wanted.folder / f"{scan.case}.png" if wanted.overlays else None
+    return Outputs(wanted.folder / f"{scan.case}{wanted.suffix}", picture)
+
+
+def _check_place(jobs: Sequence[Job], paths: Sequence[Path], bundle: Path, folder: Path) -> None:
+    target = folder.resolve()
+    if bundle.resolve() in (target, *target.parents):
+        raise OutputError(f"'{shown(folder)}' lies inside the bundle, which must stay as it is; write elsewhere")
+    scans = {path.resolve() for job in jobs for path in job.scan.paths}
+    if target in {path.resolve() for path in paths} or scans & {target, *target.parents}:
+        raise OutputError(f"'{shown(folder)}' is a folder of scans itself; give another folder")
+    for job in jobs:
+        for path in job.outputs.named().values():
+            if path.resolve() in scans:
+                raise OutputError(f"'{shown(path)}' is one of the scans; give another folder")
+
+
+def _earlier(jobs: Sequence[Job], wanted: Wanted) -> dict[str, Entry]:
+    """What an earlier run into the folder says; nothing with --force.
+
+    Raises:
+        OutputError: files are there that must not be replaced unasked.
+    """
+    if wanted.force:
+        return {}
+    path = wanted.folder / REPORT_NAME
+    if os.path.lexists(path) and not wanted.resume:
+        raise OutputError(
+            f"{shown(path)}: found the report of an earlier run; skip what it did with --resume, do all of it again "
+            "with --force, or give another folder"
+        )
+    earlier = {entry.name: entry for entry in read_report(path).scans} if os.path.lexists(path) else {}
+    foreign = [
+        target for job in jobs if job.name not in earlier for target in job.outputs.named().values() if target.exists()
+    ]
+    if foreign:
+        raise OutputError(
+            f"{shown(foreign[0])}: found {len(foreign)} file(s) that no run of infer wrote here, expected none of that "
+            "name; give another folder, or replace them with --force"
+        )
+    left = len(earlier.keys() - {job.name for job in jobs})
+    if left:
+        click.echo(f"{left} scan(s) of the earlier report are not among these; it will no longer list them", err=True)
+    return earlier
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"{shown(folder)}: cannot be made ({error.strerror}), expected a folder for the results; give another path"
+        ) from error
+    check_writable(folder / REPORT_NAME)
+
+
+class _Teller:
+    """A line for every scan, and a bar while the network runs on one."""
+
+    def __init__(self, count: int, *, silent: bool) -> None:
+        self._count = count
+        self._told = 0
+        self._begun = 0
+        self._silent = silent
+
+    def say(self, line: str) -> None:
+        """Print, but for `--json`."""
+        if not self._silent:
+            click.echo(line)
+
+    def tell(self, entry: Entry) -> None:
+        """What became of a scan."""
+        self._told += 1
+        note = f" (done again: {one_line(entry.note, limit=300)})" if entry.note else ""
+        self.say(f"{self._told}/{self._count} {one_line(entry.name)}: {_outcome(entry)}{note}")
+
+    @contextmanager
+    def bar(self, job: Job) -> Iterator[Progress | None]:
+        """For as long as the network runs."""
+        title = one_line(job.name)
+        with progress_bar(title) as progress:
+            yield partial(progress, title) if progress else None
+
+
+def _outcome(entry: Entry) -> str:
+    if entry.error:
+        return f"FAILED: {one_line(entry.error.message, limit=1000)}"
+    if entry.status == "skipped":
+        return "skipped, it was done before"
+    seconds = (entry.report or {}).get("timings_s")
+    total = sum(value for value in seconds.values() if isinstance(value, float)) if isinstance(seconds, dict) else 0.0
+    return f"done, {total:.1f} s"
+
+
+def _sum_up(report: BatchReport, folder: Path) -> None:
+    counts = ", ".join(f"{report.totals[status]} {status}" for status in ("done", "skipped", "failed"))
+    click.echo(f"{counts}; {sum(report.timings_s.values()):.1f} s")
+    failed = [entry for entry in report.scans if entry.error]
+    if failed:
+        click.echo("failed:")
+    for entry in failed:
+        click.echo(f"  {one_line(entry.name)}: {one_line(entry.error.message if entry.error else '', limit=1000)}")
+    click.echo(f"report: {folder / REPORT_NAME}")
+
+
+def _check_all_done(report: BatchReport, folder: Path) -> None:
+    failed = report.totals["failed"]
+    if failed:
+        raise ScansFailedError(
+            f"{failed} of {len(report.scans)} scans failed, expected a label map of each; "
+            f"{shown(folder / REPORT_NAME)} says why; correct them and go on with --resume"
+        )
+
+
+@contextmanager
+def _interruption_told(ledger: Ledger) -> Iterator[None]:
+    """When the run stops early, say how to go on."""
+    try:
+        yield
+    except (SystemExit, KeyboardInterrupt, MaskSamError):
+        totals: Mapping[str, int] = ledger.report.totals
+        click.echo(
+            f"stopped after {totals['done'] + totals['skipped']} of {sum(totals.values())} scans; what is complete "
+            "stays: go on with --resume",
+            err=True,
+        )
+        raise

@@ -1,0 +1,94 @@
+"""What the infer command's options say about running, and the segmenter that they ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import click
+
+from masksam_deploy.backends.base import Device
+from masksam_deploy.bundle import Bundle, file_digest
+from masksam_deploy.engines.run import Backend, Choice, open_network
+from masksam_deploy.engines.spec import Precision
+from masksam_deploy.engines.store import RECORD_NAME
+from masksam_deploy.report import Stopwatch
+from masksam_deploy.segmenter import Segmenter
+from masksam_deploy.sliding_window import Accumulator
+from masksam_deploy.text import one_line
+
+
+@dataclass(frozen=True)
+class Running:
+    """See the command's options."""
+
+    device: Device
+    backend: Backend
+    precision: Precision | None
+    tta: bool
+    accumulator: Accumulator
+    step: float
+    threads: int | None
+    max_ram: int | None
+    max_vram: int | None
+
+
+@contextmanager
+def open_segmenter(bundle: Bundle, how: Running, watch: Stopwatch) -> Iterator[tuple[Segmenter, dict[str, Any]]]:
+    """The segmenter, and its settings for the report; what was not used is said on stderr.
+
+    Raises:
+        EngineError, BackendError: what is asked for does not run here.
+    """
+    with watch.stage("load_engine"):
+        network, choice = open_network(
+            bundle, how.backend, how.precision, device=how.device, threads=how.threads, max_vram=how.max_vram
+        )
+    _tell_refused(choice)
+    with Segmenter(
+        bundle,
+        device=how.device,
+        network=network,
+        tta=how.tta,
+        accumulator=how.accumulator,
+        step=how.step,
+        threads=how.threads,
+        max_ram=how.max_ram,
+    ) as segmenter:
+        yield segmenter, segmenter.settings() | _engine_facts(choice)
+
+
+def what_ran(settings: dict[str, Any]) -> str:
+    """Where, in which precision, of which engine: in one line."""
+    providers = ", ".join(sorted(set(settings["providers"].values())))
+    engine = f" (engine {settings['engine']})" if settings["engine"] else ""
+    if settings["engine"] and not settings.get("engine_judged"):
+        engine += ", NOT JUDGED"
+    return f"ran on {providers}, {settings['precision']}{engine}"
+
+
+def how_mirrored(settings: dict[str, Any]) -> str:
+    """In words."""
+    return f"mirrored along {settings['mirror_axes']}" if settings["mirror_axes"] else "not mirrored"
+
+
+def _engine_facts(choice: Choice) -> dict[str, Any]:
+    if choice.engine is None:
+        return {}
+    return {
+        "engine_judged": choice.engine.judged,
+        "engine_sha256": file_digest(choice.engine.folder / RECORD_NAME).sha256,
+    }
+
+
+def _tell_refused(choice: Choice) -> None:
+    """Say what was not used: nobody should wonder why it is slow."""
+    for name, why in choice.stale.items():
+        click.echo(f"engine {one_line(name)} is not used: {one_line(why, limit=1000)}", err=True)
+    if choice.foreign:
+        click.echo(
+            f"{len(choice.foreign)} engine(s) in the bundle are for other machines: masksam-deploy doctor BUNDLE",
+            err=True,
+        )
