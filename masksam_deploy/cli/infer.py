@@ -172,8 +172,8 @@ def _is_one(scans: tuple[Path, ...], output: Path, with_options_of_one: bool) ->
     if not names_a_file and not output.suffix and scans[0].is_file():
         # A folder is made for a folder of scans; for one file, a name without a type is more likely a slip.
         raise OutputError(
-            f"{shown(output)}: found a name without a type, expected one of {', '.join(LABEL_SUFFIXES)}; add it, or make "
-            "that folder first"
+            f"{shown(output)}: found a name without a type, expected one of {', '.join(LABEL_SUFFIXES)}; add it, or "
+            "make that folder first"
         )
     return names_a_file or with_options_of_one or scans[0].is_file()
 
