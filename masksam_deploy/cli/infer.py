@@ -15,14 +15,15 @@ if TYPE_CHECKING:
     from masksam_deploy.backends.base import Device
     from masksam_deploy.engines.run import Backend
     from masksam_deploy.engines.spec import Precision
+    from masksam_deploy.profiles import ProfileName
     from masksam_deploy.sliding_window import Accumulator
 
 
-def checked_step(_: click.Context, __: click.Parameter, value: float) -> float:
-    """A distance of windows that `Segmenter` takes."""
+def checked_step(_: click.Context, __: click.Parameter, value: float | None) -> float | None:
+    """A distance of windows that `Segmenter` takes; None if none was typed."""
     from masksam_deploy.segmenter import SMALLEST_STEP
 
-    if not isfinite(value) or not SMALLEST_STEP <= value <= 1:
+    if value is not None and not (isfinite(value) and SMALLEST_STEP <= value <= 1):
         raise click.BadParameter(f"{value} is not in the range from {SMALLEST_STEP} to 1")
     return value
 
@@ -64,11 +65,20 @@ def checked_step(_: click.Context, __: click.Parameter, value: float) -> float:
     help="Runtime; auto takes the fastest engine in the bundle that is valid here.",
 )
 @click.option(
+    "--profile",
+    type=click.Choice(["fast", "balanced", "accurate"]),
+    help="Step, mirroring and precision in one; prints what that was measured to cost. What is typed besides it wins.",
+)
+@click.option(
     "--precision",
     type=click.Choice(["fp32", "fp16", "bf16", "int8"]),
     help="Only an engine that was built so; fp32 are the bundle's own graphs [the fastest there is].",
 )
-@click.option("--tta/--no-tta", default=True, help="Average over mirrored windows where the bundle allows it [on].")
+@click.option(
+    "--tta/--no-tta",
+    default=None,
+    help="Average over mirrored windows where the bundle allows it [on, or the profile's].",
+)
 @click.option(
     "--accumulator",
     type=click.Choice(["float32", "float16"]),
@@ -80,9 +90,7 @@ def checked_step(_: click.Context, __: click.Parameter, value: float) -> float:
     "--step",
     type=float,
     callback=checked_step,
-    default=0.5,
-    show_default=True,
-    help="Distance of windows as a share of the patch.",
+    help="Distance of windows as a share of the patch [0.5, or the profile's].",
 )
 @click.option("--threads", type=click.IntRange(1), help="CPU threads for the network [all cores].")
 @click.option("--max-ram", callback=size_in_bytes, help="Refuse scans that need more, e.g. 8G [what is free now].")
@@ -105,10 +113,11 @@ def infer(
     force: bool,
     device: Device,
     backend: Backend,
+    profile: ProfileName | None,
     precision: Precision | None,
-    tta: bool,
+    tta: bool | None,
     accumulator: Accumulator,
-    step: float,
+    step: float | None,
     threads: int | None,
     max_ram: int | None,
     max_vram: int | None,
@@ -125,8 +134,10 @@ def infer(
     Exit codes: 0 all done; 2 refused, or nothing can be done; 4 some of many scans failed, the others are done.
     """
     from masksam_deploy.cli.running import Running
+    from masksam_deploy.profiles import choose
 
-    how = Running(device, backend, precision, tta, accumulator, step, threads, max_ram, max_vram)
+    chosen = choose(profile, step=step, tta=tta, precision=precision)
+    how = Running(chosen, device, backend, accumulator, threads, max_ram, max_vram)
     one = {"--channel": bool(channels), "--overlay": overlay is not None, "--report": report is not None}
     many = {"--overlays": overlays, "--suffix": suffix is not None, "--resume": resume, "--force": force}
     if _is_one(scans, output, any(one.values())):

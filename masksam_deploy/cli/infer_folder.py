@@ -19,6 +19,7 @@ from masksam_deploy.cli.progress import progress_bar
 from masksam_deploy.cli.running import Running, how_mirrored, open_segmenter, what_ran
 from masksam_deploy.errors import MaskSamError, OutputError, ScanError, ScansFailedError
 from masksam_deploy.overlay import require_pillow
+from masksam_deploy.profiles import in_words
 from masksam_deploy.report import Stopwatch
 from masksam_deploy.results import Outputs
 from masksam_deploy.scans import ScanFiles, find_scans
@@ -63,6 +64,8 @@ def infer_folder(paths: Sequence[Path], bundle: Path, wanted: Wanted, how: Runni
         ledger = Ledger(wanted.folder / REPORT_NAME, jobs, segmenter, settings, earlier, watch.rounded())
         teller = _Teller(len(jobs), silent=as_json)
         teller.say(f"{what_ran(settings)}, {how_mirrored(settings)}: {len(jobs)} scan(s)")
+        if how.chosen.profile:
+            teller.say(in_words(how.chosen, settings, loaded.manifest.mirror_axes))
         with _interruption_told(ledger), Batch(segmenter, ledger, max_ram=how.max_ram, tell=teller.tell) as batch:
             batch.run(jobs, teller.bar)
     report = ledger.report

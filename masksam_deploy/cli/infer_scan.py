@@ -16,6 +16,7 @@ from masksam_deploy.errors import OutputError, ScanError
 from masksam_deploy.io import read_volume
 from masksam_deploy.io.labels import check_label_name
 from masksam_deploy.overlay import require_pillow
+from masksam_deploy.profiles import in_words
 from masksam_deploy.report import Report, Stopwatch
 from masksam_deploy.results import Outputs, described, write_results
 from masksam_deploy.scans import find_scans
@@ -40,8 +41,10 @@ def infer_scan(inputs: tuple[Path, ...], bundle: Path, outputs: Outputs, how: Ru
     write_results(volume, result, outputs, [described(path) for path in inputs], watch, title)
     if as_json:
         click.echo(json.dumps(result.report.to_dict(), indent=2))
-    else:
-        _tell(result.report, outputs)
+        return
+    _tell(result.report, outputs)
+    if how.chosen.profile:
+        click.echo(in_words(how.chosen, settings, loaded.manifest.mirror_axes))
 
 
 def _check_paths(inputs: tuple[Path, ...], bundle: Path, outputs: Outputs) -> None:

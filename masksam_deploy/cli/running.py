@@ -9,11 +9,12 @@ from typing import Any
 
 import click
 
+from masksam_deploy import profiles
 from masksam_deploy.backends.base import Device
 from masksam_deploy.bundle import Bundle, file_digest
 from masksam_deploy.engines.run import Backend, Choice, open_network
-from masksam_deploy.engines.spec import Precision
 from masksam_deploy.engines.store import RECORD_NAME
+from masksam_deploy.profiles import Chosen
 from masksam_deploy.report import Stopwatch
 from masksam_deploy.segmenter import Segmenter
 from masksam_deploy.sliding_window import Accumulator
@@ -24,12 +25,10 @@ from masksam_deploy.text import one_line
 class Running:
     """See the command's options."""
 
+    chosen: Chosen
     device: Device
     backend: Backend
-    precision: Precision | None
-    tta: bool
     accumulator: Accumulator
-    step: float
     threads: int | None
     max_ram: int | None
     max_vram: int | None
@@ -44,20 +43,28 @@ def open_segmenter(bundle: Bundle, how: Running, watch: Stopwatch) -> Iterator[t
     """
     with watch.stage("load_engine"):
         network, choice = open_network(
-            bundle, how.backend, how.precision, device=how.device, threads=how.threads, max_vram=how.max_vram
+            bundle,
+            how.backend,
+            how.chosen.precision,
+            device=how.device,
+            threads=how.threads,
+            max_vram=how.max_vram,
+            without=how.chosen.without,
+            judged=how.chosen.judged,
         )
     _tell_refused(choice)
     with Segmenter(
         bundle,
         device=how.device,
         network=network,
-        tta=how.tta,
+        tta=how.chosen.tta,
         accumulator=how.accumulator,
-        step=how.step,
+        step=how.chosen.step,
         threads=how.threads,
         max_ram=how.max_ram,
     ) as segmenter:
-        yield segmenter, segmenter.settings() | _engine_facts(choice)
+        settings = segmenter.settings() | _engine_facts(choice)
+        yield segmenter, settings | profiles.facts(how.chosen, settings, network.precisions)
 
 
 def what_ran(settings: dict[str, Any]) -> str:

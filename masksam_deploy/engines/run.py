@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -46,7 +46,13 @@ def machine_for(target: Target, device: Device = "cpu") -> dict[str, str] | None
 
 
 def choose_engine(
-    bundle: Bundle, backend: Backend = "auto", precision: Precision | None = None, device: Device = "cpu"
+    bundle: Bundle,
+    backend: Backend = "auto",
+    precision: Precision | None = None,
+    device: Device = "cpu",
+    *,
+    without: Collection[Precision] = (),
+    judged: bool = False,
 ) -> Choice:
     """The best valid engine for this machine.
 
@@ -55,6 +61,8 @@ def choose_engine(
         backend: a target, or `auto` for the best of all.
         precision: as asked for when it was built; None for the best. In ONNX Runtime, fp32 are the bundle's own graphs.
         device: for engines of ONNX Runtime.
+        without: precisions that no graph of it may have.
+        judged: whether only engines that passed the Dice gate will do, also where a backend or precision is asked for.
 
     Raises:
         EngineError: a backend or precision was asked for and there is no valid engine of it; says why each is refused.
@@ -69,10 +77,12 @@ def choose_engine(
         record = engine.record
         if backend not in ("auto", record.target) or (precision and label(record.asked) != precision):
             continue
+        if not set(without).isdisjoint(record.precisions.values()):
+            continue
         if record.target not in machines:
             machines[record.target] = machine_for(record.target, device)
         problem = engine.problem(bundle, machines[record.target])
-        if problem is None and not engine.judged and precision is None and backend == "auto":
+        if problem is None and not engine.judged and (judged or (precision is None and backend == "auto")):
             stale[engine.folder.name] = "nothing shows that it is right (--no-gate); name its --precision to use it"
         elif problem is None:
             valid.append(engine)
@@ -201,13 +211,15 @@ def open_network(
     device: Device = "cpu",
     threads: int | None = None,
     max_vram: int | None = None,
+    without: Collection[Precision] = (),
+    judged: bool = False,
 ) -> tuple[Network, Choice]:
     """Choose and open what runs; see `choose_engine` and `open_engine`.
 
     Raises:
         EngineError: `max_vram` is given, and what is chosen runs in ONNX Runtime, which knows no such limit.
     """
-    choice = choose_engine(bundle, backend, precision, device)
+    choice = choose_engine(bundle, backend, precision, device, without=without, judged=judged)
     if max_vram is not None and (choice.engine is None or choice.engine.record.target == "onnxruntime"):
         raise EngineError(
             "--max-vram: found no engine of TensorRT that is valid here, expected one, since ONNX Runtime keeps to no "
