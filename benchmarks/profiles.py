@@ -3,8 +3,8 @@
     python -m benchmarks.profiles DATASET
 
 DATASET is the folder that `masksam-deploy prepare-sample-data SOURCE -o DATASET --data sunnybrook` makes. The model in
-models/masksam-tiny-lv is exported as `make demo` does it (or --bundle names one), its fp16 and int8 engines for ONNX
-Runtime's CPU are built in a copy of it, calibrated on imagesTr and judged on the bundle's own validation scan. Every
+models/masksam-tiny-lv is exported as `make demo` does it; its fp16 and int8 engines for ONNX Runtime's CPU are
+calibrated on imagesTr and judged on the bundle's own validation scan. Every
 scan of imagesTs is then segmented in each precision at each step, and compared with labelsTs. Cost is the Dice that is
 lost against the profile `accurate`, scan by scan; gains count as negative. Two files are written: all figures
 (benchmarks/results/profiles.json), and what `infer --profile` prints (masksam_deploy/profiles.json).
@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -69,7 +68,6 @@ def main() -> None:
     """Build, measure, write both files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", type=Path)
-    parser.add_argument("--bundle", type=Path, help="Measure this one [export the repository's model].")
     parser.add_argument("--steps", type=float, nargs="+", default=[0.5, 0.625, 0.75, 0.875, 1.0])
     parser.add_argument("-o", "--output", type=Path, default=ROOT / "benchmarks" / "results" / "profiles.json")
     parser.add_argument("--figures", type=Path, default=FIGURES, help="What the runtime reads.")
@@ -82,10 +80,13 @@ def main() -> None:
     if not cases:
         sys.exit(f"found no label maps NAME{ENDING} in {arguments.dataset / 'labelsTs'}")
     with tempfile.TemporaryDirectory() as folder:
-        bundle = copied(arguments.bundle, Path(folder)) if arguments.bundle else exported(Path(folder))
+        bundle = exported(Path(folder))
         engines = build_engines(bundle, find_scans([arguments.dataset / "imagesTr"], bundle.channels))
-        reference = measured(bundle, cases, PROFILES["accurate"].step, "fp32", tta=PROFILES["accurate"].tta)
         runs = [measured(bundle, cases, step, precision, tta=False) for precision in MEASURED for step in steps]
+        accurate = PROFILES["accurate"]
+        reference = next(run for run in runs if (run.step, run.precision) == (accurate.step, accurate.precision))
+        if bundle.manifest.mirror_axes:
+            reference = measured(bundle, cases, accurate.step, "fp32", tta=accurate.tta)
     costs = [cost_of(run, reference) for run in runs]
     content = {
         "bundle": {"name": bundle.manifest.name, "manifest_sha256": bundle.sha256},
@@ -97,7 +98,7 @@ def main() -> None:
     }
     write_json(arguments.output, content)
     figures = Figures(
-        model=MODEL if arguments.bundle is None else bundle.manifest.name,
+        model=MODEL,
         scans=len(cases),
         where="ONNX Runtime on a CPU",
         mirror_axes=list(bundle.manifest.mirror_axes),
@@ -118,11 +119,6 @@ def exported(folder: Path) -> Bundle:
 
     case = Case(ScanFiles("SCD0000501", (SAMPLE / "scan",)), SAMPLE / "reference.nii.gz")
     return export_bundle(load_checkpoint(CHECKPOINT), folder / "lv.masksam", validation=[case])
-
-
-def copied(bundle: Path, folder: Path) -> Bundle:
-    """A copy without engines, to build some in."""
-    return Bundle.load(shutil.copytree(bundle, folder / bundle.name, ignore=shutil.ignore_patterns("engines")))
 
 
 def build_engines(bundle: Bundle, calibration: Sequence[ScanFiles]) -> dict[str, Any]:

@@ -15,12 +15,13 @@ from functools import partial
 from types import TracebackType
 from typing import TypeAlias
 
-from masksam_deploy.batch_report import Entry, Failure, Hashed, Job, Ledger, plain_text, plain_values
+from masksam_deploy.batch_report import Entry, Failure, Hashed, Job, Ledger, plain_values
 from masksam_deploy.errors import DiskFullError, MaskSamError, MemoryLimitError, OutputError
 from masksam_deploy.io import read_volume
 from masksam_deploy.report import Stopwatch
 from masksam_deploy.results import described, write_results
 from masksam_deploy.segmenter import BYTES_PER_VOXEL, Progress, Segmentation, Segmenter
+from masksam_deploy.text import plain_text
 from masksam_deploy.volume import Volume
 
 LABEL_COPIES = 4

@@ -23,7 +23,7 @@ from masksam_deploy.report import runtime_versions
 from masksam_deploy.results import Outputs
 from masksam_deploy.scans import ScanFiles
 from masksam_deploy.segmenter import Segmenter
-from masksam_deploy.text import one_line, shown
+from masksam_deploy.text import one_line, plain_text, shown
 
 REPORT_NAME = "report.json"
 READ_LIMIT = 256 * 2**20
@@ -252,11 +252,6 @@ def plain_values(content: Mapping[str, Any]) -> dict[str, JsonValue]:
     """What JSON makes of a report."""
     values: dict[str, JsonValue] = json.loads(json.dumps(content))
     return values
-
-
-def plain_text(name: str) -> str:
-    """A name as text in UTF-8: bytes that are none are written out, so that different names stay different."""
-    return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _short(value: JsonValue) -> str:

@@ -16,6 +16,7 @@ from masksam_deploy.io.scan import files_of
 from masksam_deploy.overlay import draw_overlay
 from masksam_deploy.report import Stopwatch
 from masksam_deploy.segmenter import Segmentation
+from masksam_deploy.text import plain_text
 from masksam_deploy.volume import Volume
 
 
@@ -80,8 +81,8 @@ def described(path: Path, name: Path | None = None) -> dict[str, Any]:
     Raises:
         ScanError, OSError: it cannot be read.
     """
-    where = str(name or path)
+    where = plain_text(str(name or path))
     files = files_of(path)
     if path.is_dir() or len(files) > 1:
-        return {"path": where, "files": {member.name: file_digest(member).sha256 for member in files}}
+        return {"path": where, "files": {plain_text(member.name): file_digest(member).sha256 for member in files}}
     return {"path": where, "sha256": file_digest(path).sha256}

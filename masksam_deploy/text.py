@@ -28,6 +28,11 @@ def is_utf8(path: str | Path) -> bool:
     return True
 
 
+def plain_text(name: str) -> str:
+    """A name as text in UTF-8: bytes that are none are written out, so that different names stay different."""
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def one_line(text: str, limit: int = 160) -> str:
     """`text` without control characters, `?` for undecodable bytes, white space collapsed, cut at `limit`."""
     decodable = text.encode("utf-8", "replace").decode("utf-8")

@@ -228,6 +228,17 @@ def test_a_bug_in_one_scan_is_reported_as_one_and_does_not_stop_the_others(
     assert "nobody foresaw" in error["traceback"]
 
 
+def test_a_name_that_is_no_text_fails_its_scan_alone(scans: Path, bundle: Path, out: Path) -> None:
+    try:
+        (scans / "scan_1.nii.gz").rename(os.fsdecode(os.fsencode(scans) + b"/scan_\xff.nii.gz"))
+    except OSError:
+        pytest.skip("this file system takes names in UTF-8 only")
+    assert isinstance(invoke(scans, "-b", bundle, "-o", out).exception, ScansFailedError)
+    assert statuses(out) == {"scan_0": "done", "scan_2": "done", r"scan_\udcff": "failed"}
+    assert "not UTF-8" in report_in(out)["scans"][2]["error"]["message"]
+    assert isinstance(invoke(scans, "-b", bundle, "-o", out, "--resume").exception, ScansFailedError)
+
+
 def test_a_label_map_that_cannot_be_written_fails_its_scan_alone(scans: Path, bundle: Path, out: Path) -> None:
     (out / "scan_0.nii.gz").mkdir(parents=True)
     result = invoke(scans, "-b", bundle, "-o", out, "--force")
