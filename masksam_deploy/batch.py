@@ -214,4 +214,5 @@ def _failed(job: Job, source: _Source | None, error: Exception) -> Entry:
         note=source.note if source else None,
         error=failure,
         inputs=source.inputs if source else [],
+        left_over=[plain_text(path.name) for path in job.outputs.named().values() if path.is_file()],
     )

@@ -69,6 +69,7 @@ class Entry(_Strict):
         outputs: `labels`, `overlay`.
         recipe: all that decides the label map besides the scan; see `recipe_of`.
         report: as of a single scan, its files left out.
+        left_over: names of files of an earlier run that are still there, though this one failed.
     """
 
     name: str
@@ -79,6 +80,7 @@ class Entry(_Strict):
     outputs: dict[str, Hashed] = {}
     recipe: dict[str, JsonValue] = {}
     report: dict[str, JsonValue] | None = None
+    left_over: list[str] = []
 
     @property
     def is_done(self) -> bool:

@@ -140,7 +140,7 @@ def infer(
     how = Running(chosen, device, backend, accumulator, threads, max_ram, max_vram)
     one = {"--channel": bool(channels), "--overlay": overlay is not None, "--report": report is not None}
     many = {"--overlays": overlays, "--suffix": suffix is not None, "--resume": resume, "--force": force}
-    if _is_one(scans, output, any(one.values())):
+    if _is_one(scans, output):
         _refuse(many, "is for many scans, with a folder as output")
         from masksam_deploy.cli.infer_scan import infer_scan
         from masksam_deploy.results import Outputs
@@ -156,13 +156,13 @@ def infer(
 
 
 _INSTEAD = {
-    "--channel": "belongs to one scan; of many, name the channels' files CASE_0000, CASE_0001 ...",
-    "--overlay": "belongs to one scan; --overlays draws one of each",
-    "--report": "belongs to one scan; of many, OUTPUT/report.json is always written",
+    "--channel": "belongs to one scan and a label file; of many, name the channels' files CASE_0000, CASE_0001 ...",
+    "--overlay": "belongs to one scan and a label file; --overlays draws one of each",
+    "--report": "belongs to one scan and a label file; of many, OUTPUT/report.json is always written",
 }
 
 
-def _is_one(scans: tuple[Path, ...], output: Path, with_options_of_one: bool) -> bool:
+def _is_one(scans: tuple[Path, ...], output: Path) -> bool:
     """Whether one scan and one label file are meant.
 
     Raises:
@@ -186,7 +186,7 @@ def _is_one(scans: tuple[Path, ...], output: Path, with_options_of_one: bool) ->
             f"{shown(output)}: found a name without a type, expected one of {', '.join(LABEL_SUFFIXES)}; add it, or "
             "make that folder first"
         )
-    return names_a_file or with_options_of_one or scans[0].is_file()
+    return names_a_file or scans[0].is_file()
 
 
 def _refuse(given: Mapping[str, bool], why: str | Mapping[str, str]) -> None:

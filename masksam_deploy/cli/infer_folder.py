@@ -189,12 +189,19 @@ class _Teller:
 
 def _outcome(entry: Entry) -> str:
     if entry.error:
-        return f"FAILED: {one_line(entry.error.message, limit=1000)}"
+        return f"FAILED: {_reason(entry)}"
     if entry.status == "skipped":
         return "skipped, it was done before"
     seconds = (entry.report or {}).get("timings_s")
     total = sum(value for value in seconds.values() if isinstance(value, float)) if isinstance(seconds, dict) else 0.0
     return f"done, {total:.1f} s"
+
+
+def _reason(entry: Entry) -> str:
+    """Why a scan failed, and what must not be taken for its result."""
+    why = one_line(entry.error.message, limit=1000) if entry.error else ""
+    left = ", ".join(map(one_line, entry.left_over))
+    return f"{why} (STILL THERE from an earlier run: {left})" if left else why
 
 
 def _sum_up(report: BatchReport, folder: Path) -> None:
@@ -204,7 +211,7 @@ def _sum_up(report: BatchReport, folder: Path) -> None:
     if failed:
         click.echo("failed:")
     for entry in failed:
-        click.echo(f"  {one_line(entry.name)}: {one_line(entry.error.message if entry.error else '', limit=1000)}")
+        click.echo(f"  {one_line(entry.name)}: {_reason(entry)}")
     click.echo(f"report: {folder / REPORT_NAME}")
 
 

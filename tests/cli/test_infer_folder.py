@@ -332,6 +332,17 @@ def test_resume_does_again_what_was_made_in_another_way(
     assert set(statuses(out).values()) == {"done"}
 
 
+@pytest.mark.parametrize("option", ["--resume", "--force"])
+def test_a_failure_says_that_the_label_map_of_an_earlier_run_is_still_there(
+    scans: Path, bundle: Path, out: Path, finished: Path, option: str
+) -> None:
+    (scans / "scan_1.nii.gz").write_bytes(b"damaged since")
+    result = invoke(scans, "-b", bundle, "-o", out, option)
+    assert isinstance(result.exception, ScansFailedError)
+    assert result.output.count("STILL THERE from an earlier run: scan_1.nii.gz") == 2
+    assert report_in(out)["scans"][1]["left_over"] == ["scan_1.nii.gz"]
+
+
 def test_resume_does_again_what_another_bundle_made(
     scans: Path, bundle: Path, out: Path, finished: Path, tmp_path: Path
 ) -> None:
@@ -501,8 +512,6 @@ def test_mixed_up_calls_are_refused_before_anything_is_written(
 ) -> None:
     filled = [argument.format(scans=scans, bundle=bundle, out=out) for argument in arguments]
     before = sorted((path, path.stat().st_mtime_ns) for path in scans.iterdir())
-    if "--overlay" in filled:
-        out.mkdir()  # so that a folder is meant
     assert expected in refused(*filled, "-b", bundle).replace("\n", " ")
     assert sorted((path, path.stat().st_mtime_ns) for path in scans.iterdir()) == before
     assert not out.exists() or not list(out.iterdir())
