@@ -9,8 +9,6 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-pytest.importorskip("onnx", reason="needs the 'engines' extra")
-
 from masksam_deploy.cli import app
 from masksam_deploy.profiles import PROFILES
 from tests.engines.small_bundle import make_bundle, write_ball_scans
