@@ -156,7 +156,12 @@ class Batch:
         report = result.report
         report.settings = dict(self._ledger.settings)
         title = f"{job.scan.paths[0].name}   {self._segmenter.bundle.manifest.name}"
+        note = source.note
         try:
+            earlier = self._ledger.earlier(job)
+            kept = self._ledger.keep_aside(earlier, job) if earlier else []
+            if kept:
+                note = f"{note}; kept as {', '.join(kept)}"
             write_results(drawn, result, job.outputs, [], source.watch, title)
         except DiskFullError as error:
             # The report may still fit, or its earlier version stays.
@@ -169,7 +174,7 @@ class Batch:
         return Entry(
             name=job.name,
             status="done",
-            note=source.note,
+            note=note,
             inputs=source.inputs,
             outputs={kind: Hashed.model_validate(files[kind]) for kind in job.outputs.named()},
             recipe=self._ledger.recipe,

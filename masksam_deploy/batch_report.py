@@ -7,9 +7,11 @@ only if the label map that is there has the hash that was written down, and was 
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -222,11 +224,26 @@ class Ledger:
         for kind, path in job.outputs.named().items():
             if kind not in earlier.outputs:
                 return f"found no {kind} of the earlier run"
-            if path.is_symlink() or not path.is_file():
+            if not os.path.lexists(path):
                 return f"{path.name} is missing"
-            if file_digest(path).sha256 != earlier.outputs[kind].sha256:
+            if not _is_as_written(path, earlier.outputs.get(kind)):
                 return f"{path.name} was changed"
         return None
+
+    def keep_aside(self, earlier: Entry, job: Job) -> list[str]:
+        """Rename files that are in the way and are not as the earlier run wrote them: somebody may have corrected them.
+
+        Returns:
+            Their new names.
+
+        Raises:
+            OutputError: one cannot be renamed.
+        """
+        return [
+            _renamed(path, job.scan.case)
+            for kind, path in job.outputs.named().items()
+            if os.path.lexists(path) and not _is_as_written(path, earlier.outputs.get(kind))
+        ]
 
     def _write(self) -> None:
         with atomic_path(self._path) as temporary:
@@ -254,6 +271,26 @@ def plain_values(content: Mapping[str, Any]) -> dict[str, JsonValue]:
     """What JSON makes of a report."""
     values: dict[str, JsonValue] = json.loads(json.dumps(content))
     return values
+
+
+def _is_as_written(path: Path, written: Hashed | None) -> bool:
+    return (
+        written is not None and not path.is_symlink() and path.is_file() and written.sha256 == file_digest(path).sha256
+    )
+
+
+def _renamed(path: Path, case: str) -> str:
+    """Give a file the first free name of its kind: CASE.kept-1.nii.gz."""
+    names = (path.with_name(f"{case}.kept-{number}{path.name.removeprefix(case)}") for number in count(1))
+    free = next(name for name in names if not os.path.lexists(name))
+    try:
+        path.rename(free)
+    except OSError as error:
+        raise OutputError(
+            f"{shown(path)}: found a file that was changed since it was written and cannot be renamed "
+            f"({error.strerror}), expected to keep it; move it away"
+        ) from error
+    return plain_text(free.name)
 
 
 def _short(value: JsonValue) -> str:

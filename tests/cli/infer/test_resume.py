@@ -52,9 +52,9 @@ def _linked_labels(scans: Path, out: Path) -> list[str]:
     ("change", "reason"),
     [
         (_another_scan, "the scan is not the one that was segmented"),
-        (_changed_labels, "scan_1.nii.gz was changed"),
+        (_changed_labels, "scan_1.nii.gz was changed; kept as scan_1.kept-1.nii.gz"),
         (_missing_labels, "scan_1.nii.gz is missing"),
-        (_linked_labels, "scan_1.nii.gz is missing"),
+        (_linked_labels, "scan_1.nii.gz was changed; kept as scan_1.kept-1.nii.gz"),
     ],
 )
 def test_resume_does_again_only_what_is_not_provably_done_and_says_why(
@@ -88,6 +88,20 @@ def test_resume_does_again_what_was_made_in_another_way(
     text = done(scans, "-b", bundle, "-o", out, "--resume", *options)
     assert reason in text
     assert set(statuses(out).values()) == {"done"}
+
+
+def test_resume_never_replaces_a_label_map_that_somebody_corrected(
+    scans: Path, bundle: Path, out: Path, finished: Path
+) -> None:
+    (out / "scan_1.nii.gz").write_bytes(b"corrected by hand")
+    (out / "scan_1.kept-1.nii.gz").write_bytes(b"an older correction")
+    (out / "scan_2.png").write_bytes(b"a screenshot")
+    done(scans, "-b", bundle, "-o", out, "--resume", "--step", 0.75, "--overlays")
+    assert (out / "scan_1.kept-1.nii.gz").read_bytes() == b"an older correction"
+    assert (out / "scan_1.kept-2.nii.gz").read_bytes() == b"corrected by hand"
+    assert (out / "scan_2.kept-1.png").read_bytes() == b"a screenshot"
+    assert set(statuses(out).values()) == {"done"}
+    assert report_in(out)["scans"][1]["note"].endswith("kept as scan_1.kept-2.nii.gz")
 
 
 @pytest.mark.parametrize("option", ["--resume", "--force"])
