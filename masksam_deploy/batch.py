@@ -158,10 +158,9 @@ class Batch:
         title = f"{job.scan.paths[0].name}   {self._segmenter.bundle.manifest.name}"
         note = source.note
         try:
-            earlier = self._ledger.earlier(job)
-            kept = self._ledger.keep_aside(earlier, job) if earlier else []
+            kept = self._ledger.keep_aside(job)
             if kept:
-                note = f"{note}; kept as {', '.join(kept)}"
+                note = "; ".join(filter(None, (note, f"kept as {', '.join(kept)}")))
             write_results(drawn, result, job.outputs, [], source.watch, title)
         except DiskFullError as error:
             # The report may still fit, or its earlier version stays.

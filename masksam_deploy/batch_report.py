@@ -230,7 +230,7 @@ class Ledger:
                 return f"{path.name} was changed"
         return None
 
-    def keep_aside(self, earlier: Entry, job: Job) -> list[str]:
+    def keep_aside(self, job: Job) -> list[str]:
         """Rename files that are in the way and are not as the earlier run wrote them: somebody may have corrected them.
 
         Returns:
@@ -239,6 +239,9 @@ class Ledger:
         Raises:
             OutputError: one cannot be renamed.
         """
+        earlier = self._earlier.get(job.name)
+        if earlier is None or earlier.status == "pending":
+            return []  # nothing, or what a run wrote that was cut off before it could write that down
         return [
             _renamed(path, job.scan.case)
             for kind, path in job.outputs.named().items()
@@ -274,9 +277,9 @@ def plain_values(content: Mapping[str, Any]) -> dict[str, JsonValue]:
 
 
 def _is_as_written(path: Path, written: Hashed | None) -> bool:
-    return (
-        written is not None and not path.is_symlink() and path.is_file() and written.sha256 == file_digest(path).sha256
-    )
+    if written is None or path.is_symlink() or not path.is_file():
+        return False
+    return file_digest(path).sha256 == written.sha256
 
 
 def _renamed(path: Path, case: str) -> str:

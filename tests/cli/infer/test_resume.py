@@ -113,6 +113,10 @@ def test_a_failure_says_that_the_label_map_of_an_earlier_run_is_still_there(
     assert isinstance(result.exception, ScansFailedError)
     assert result.output.count("STILL THERE from an earlier run: scan_1.nii.gz") == 2
     assert report_in(out)["scans"][1]["left_over"] == ["scan_1.nii.gz"]
+    shutil.copy(scans / "scan_2.nii.gz", scans / "scan_1.nii.gz")
+    before = digest(out / "scan_1.nii.gz")
+    done(scans, "-b", bundle, "-o", out, "--resume")
+    assert digest(out / "scan_1.kept-1.nii.gz") == before
 
 
 def test_resume_does_again_what_another_bundle_made(
