@@ -115,7 +115,7 @@ def _nvml_number(function: ctypes._NamedFuncPointer, device: ctypes.c_void_p, *w
 def jetson_release() -> str | None:
     """The first line of NVIDIA's release file if this is a Jetson, else None."""
     try:
-        return JETSON_RELEASE.read_text().splitlines()[0].strip("# ")
+        return JETSON_RELEASE.read_text(encoding="utf-8").splitlines()[0].strip("# ")
     except (OSError, IndexError, UnicodeDecodeError):
         return None
 
@@ -153,6 +153,6 @@ def _driver_version(nvml_library: str) -> str | None:
 
 def _kernel_module_version() -> str | None:
     try:
-        return _MODULE_VERSION.read_text().strip()
+        return _MODULE_VERSION.read_text(encoding="utf-8").strip()
     except OSError:
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import locale
 import os
 import shutil
 from collections.abc import Callable
@@ -52,6 +53,14 @@ def test_values_and_geometry_of_real_series_agree_with_pydicom(data: Path, dicom
     # The centre of the first pixel of the last slice lies where its file says, up to rounding.
     last = np.array(geometry.origin_lps) + axes[:, 2] * geometry.spacing_xyz[2] * (len(pixels) - 1)
     np.testing.assert_allclose(last, expected["positions"][-1], atol=5e-3)
+
+
+@pytest.mark.parametrize("name", ["cine_mr_ed", "ct_empty_uids", "head_flipped", "float_rescale"])
+def test_reading_leaves_the_locale_of_the_process_as_it_was(data: Path, name: str) -> None:
+    # ITK's DICOM writer does not: in a PACS viewer that would turn decimal commas into points, everywhere.
+    before = locale.setlocale(locale.LC_ALL)
+    read_volume(data / "dicom" / name)
+    assert locale.setlocale(locale.LC_ALL) == before
 
 
 @pytest.mark.parametrize("name", ["cine_mr_ed", "head_flipped"])

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import locale
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +39,19 @@ def write_series(folder: Path) -> Path:
         }.items():
             image.SetMetaData(tag, value)
         writer.SetFileName(str(folder / f"{number}.dcm"))
-        writer.Execute(image)
+        with _same_locale():
+            writer.Execute(image)
     return folder
+
+
+@contextmanager
+def _same_locale() -> Iterator[None]:
+    """ITK's DICOM writer leaves the process in the C locale (ITK #6695), where Python reads text files as ASCII."""
+    before = locale.setlocale(locale.LC_ALL)
+    try:
+        yield
+    finally:
+        locale.setlocale(locale.LC_ALL, before)
 
 
 def invoke(*arguments: object) -> Result:
