@@ -125,7 +125,7 @@ class Job:
         return plain_text(self.scan.case)
 
 
-_DECIDING = ("device", "engine", "engine_sha256", "precision", "accumulator", "mirror_axes", "step")
+_DECIDING = ("device", "engine", "engine_sha256", "precision", "accumulator", "scores_on", "mirror_axes", "step")
 
 
 def recipe_of(segmenter: Segmenter, settings: Mapping[str, Any]) -> dict[str, JsonValue]:

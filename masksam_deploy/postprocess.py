@@ -64,11 +64,11 @@ def labels_from_scores(
         ValueError: planes out of order or missing, or of another size than the network grid.
     """
     plan = resampler(frame.network_shape, frame.cropped_shape, frame.network_spacing, frame.scan_spacing, resampling)
-    palette = _palette(labels)
+    palette = palette_of(labels)
     result = np.zeros(frame.geometry.shape_zyx, palette.dtype)
     # A view: what is painted here lands in scan space, transposed back and in its place.
     box = result.transpose(frame.transpose)[frame.slices]
-    window = _PlaneWindow(planes, frame.network_shape, len(palette))
+    window = PlaneWindow(planes, frame.network_shape, len(palette))
     limits = window.limits(plan) if plan.clips and not plan.is_identity else None
     is_spline = 3 in (resampling.order, resampling.order_z)
     decided: int | None = None
@@ -88,7 +88,7 @@ def labels_from_scores(
     return result
 
 
-def _palette(labels: Labels) -> LabelMap:
+def palette_of(labels: Labels) -> LabelMap:
     """The value of each class, in the narrowest dtype of a label map."""
     values = [label.value for label in labels.classes]
     if max(values) <= np.iinfo(np.uint8).max:
@@ -96,28 +96,42 @@ def _palette(labels: Labels) -> LabelMap:
     return np.array(values, np.uint16)
 
 
-class _PlaneWindow:
-    """The planes of the stream that are still needed, by their index on the network grid."""
+class PlaneWindow:
+    """The planes of the stream that are still needed, by their index on the network grid.
+
+    Args:
+        stream: see `labels_from_scores`; arrays of any library with NumPy's methods.
+        shape: of the network grid.
+        classes: K.
+    """
 
     def __init__(
         self,
-        stream: Iterable[tuple[int, NDArray[np.floating[Any]]]],
+        stream: Iterable[tuple[int, Any]],
         shape: tuple[int, int, int],
         classes: int,
     ) -> None:
         self._stream = iter(stream)
         self._shape = shape
         self.classes = classes
-        self._planes: dict[int, Floats] = {}
+        self._planes: dict[int, Any] = {}
         self._arrived = 0
         self.half = False
 
     def advance(self, first: int, last: int) -> None:
-        """Read the stream up to plane `last` and forget the planes before `first`."""
+        """Read the stream up to plane `last` and forget the planes before `first`.
+
+        Raises:
+            BundleError, ValueError: see `labels_from_scores`.
+        """
         while self._arrived <= last:
             self._read()
         for index in [index for index in self._planes if index < first]:
             del self._planes[index]
+
+    def plane(self, index: int) -> Any:
+        """The scores `[K,H,W]` of one plane that was read and not forgotten."""
+        return self._planes[index]
 
     def limits(self, plan: Resampler) -> Limits:
         """Read everything and return the limits of all classes, to broadcast to `[D,K,H,W]`."""
@@ -164,7 +178,7 @@ class _PlaneWindow:
 
 
 def _resample(
-    window: _PlaneWindow, plan: Resampler, start: int, stop: int, limits: Limits | None, team: Team
+    window: PlaneWindow, plan: Resampler, start: int, stop: int, limits: Limits | None, team: Team
 ) -> list[Floats]:
     """Scores `[stop - start, H', W']` of each class in a slab of the box, float32 (in float16 mode float16 numbers)."""
     if plan.is_identity:

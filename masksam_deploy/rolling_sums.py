@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,40 @@ GAUSSIAN_PEAK = 10.0
 _SIGMA_PER_PATCH = 1 / 8
 _TRUNCATE_SIGMAS = 4.0
 _FLOAT16_MAX = 65504.0
+
+Mirroring: TypeAlias = tuple[int, ...]
+"""Axes, out of 0, 1, 2, along which a window was mirrored."""
+
+
+class Sums(Protocol):
+    """Weighted score sums of the planes that later windows may still reach, wherever they are kept."""
+
+    def mean(self, images: Iterable[tuple[Mirroring, Any]], count: int, starts: Sequence[Shape3]) -> Any:
+        """The mean of `count` predictions `[B,K,T,P,P]` of the same windows mirrored in different ways, turned back.
+
+        Of one prediction it is that one's own memory, which `add` checks.
+
+        Args:
+            images: how each was mirrored, and what the network gave; not valid any more when the next is asked for.
+            count: how many.
+            starts: of the windows, for messages.
+
+        Raises:
+            BackendError: scores are not finite.
+        """
+
+    def add(self, prediction: Any, start: Shape3) -> None:
+        """Add one window's `[K,T,P,P]`.
+
+        Raises:
+            BackendError: scores are not finite, or float16 sums overflow.
+        """
+
+    def average(self, plane: int, rows: slice, columns: slice) -> Any:
+        """The weighted mean scores `[K,1,H,W]` of one kept plane, in the accumulator's dtype."""
+
+    def forget(self, start: int, stop: int) -> None:
+        """Make room in the slots of planes `start` to `stop`."""
 
 
 def gaussian_weights(patch: Shape3) -> NDArray[np.float16]:
@@ -69,7 +104,7 @@ def round_to_float16(values: Scores) -> None:
 
 
 class RollingSums:
-    """Weighted score sums of the planes that later windows may still reach: plane z lies in slot `z % T`."""
+    """See `Sums`: in the host's memory, with plane z in slot `z % T`."""
 
     def __init__(self, classes: int, patch: Shape3, plane: tuple[int, int], half: bool, team: Team) -> None:
         self._patch = patch
@@ -79,8 +114,33 @@ class RollingSums:
         self._scores = np.zeros((classes, patch[0], *plane), np.float32)
         self._totals = np.zeros((patch[0], *plane), np.float32)
 
+    def mean(
+        self, images: Iterable[tuple[Mirroring, NDArray[np.float32]]], count: int, starts: Sequence[Shape3]
+    ) -> NDArray[np.float32]:
+        """See `Sums`; summed in float32 in the order given, as nnU-Net does."""
+        total: NDArray[np.float32] | None = None
+        for mirroring, given in images:
+            scores = np.asarray(given, np.float32)
+            if count == 1:
+                return scores
+            total = np.zeros_like(scores) if total is None else total
+            self._add_turned_back(scores, mirroring, total, starts)
+        assert total is not None
+        total /= count
+        return total
+
+    def _add_turned_back(
+        self, scores: NDArray[np.float32], mirroring: Mirroring, total: NDArray[np.float32], starts: Sequence[Shape3]
+    ) -> None:
+        def add_class(index: tuple[int, int]) -> None:
+            if not np.isfinite(scores[index]).all():
+                raise not_finite(starts[index[0]], mirroring)
+            total[index] += np.flip(scores[index], mirroring)
+
+        self._team.each(add_class, np.ndindex(*scores.shape[:2]))
+
     def add(self, prediction: NDArray[np.float32], start: Shape3) -> None:
-        """Add one window's `[K,T,P,P]`.
+        """See `Sums`.
 
         float16 mode rounds after every window as nnU-Net's float16 sums do: the product and the sum are
         float32, the result is float16. Without it the sums are plain float32.
@@ -109,7 +169,7 @@ class RollingSums:
                 kept += weighted
 
     def average(self, plane: int, rows: slice, columns: slice) -> Scores:
-        """The weighted mean scores `[K,1,H,W]` of one kept plane, in the accumulator's dtype."""
+        """See `Sums`."""
         keep = (slice(plane % self._patch[0], plane % self._patch[0] + 1), rows, columns)
         totals = self._totals[keep]
         means = np.empty((len(self._scores), *totals.shape), np.float16 if self._half else np.float32)
@@ -121,7 +181,7 @@ class RollingSums:
         return means
 
     def forget(self, start: int, stop: int) -> None:
-        """Make room in the slots of planes `start` to `stop`."""
+        """See `Sums`."""
         slots = [plane % self._patch[0] for plane in range(start, stop)]
 
         def clear(sums: NDArray[np.float32]) -> None:
@@ -141,7 +201,7 @@ def _round_sums(sums: NDArray[np.float32]) -> None:
         )
 
 
-def not_finite(start: Shape3, mirrored: tuple[int, ...] = ()) -> BackendError:
+def not_finite(start: Shape3, mirrored: Mirroring = ()) -> BackendError:
     """What to raise when a window's scores, or those of its mirror image, hold NaN or infinity."""
     how = f" mirrored along axes {mirrored}" if mirrored else ""
     return BackendError(

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from math import prod
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from masksam_deploy.backends import Device, Network, open_chain
 from masksam_deploy.bundle import Bundle
-from masksam_deploy.errors import BundleError
+from masksam_deploy.errors import BackendError, BundleError
 from masksam_deploy.io.grid import check_grid
 from masksam_deploy.memory import require
+from masksam_deploy.on_gpu.arrays import open_cupy
+from masksam_deploy.on_gpu.scan import GpuScores, gpu_scores
 from masksam_deploy.postprocess import labels_from_scores
 from masksam_deploy.preprocess import ScanFrame, preprocess, scan_frame
 from masksam_deploy.report import Report, Stopwatch, measure_labels, runtime_versions
@@ -26,7 +29,10 @@ from masksam_deploy.team import usable_cores
 from masksam_deploy.volume import Volume
 
 Progress = Callable[[int, int], None]
+ScoresOn: TypeAlias = Literal["cpu", "gpu"]
 
+ON_CPU = "scores_on_cpu_because"
+"""In the report of a scan whose scores were to stay on the GPU and did not."""
 SMALLEST_STEP = 0.05
 """Twenty windows over each voxel along each axis: more take days and add nothing."""
 BYTES_PER_VOXEL = 13
@@ -59,11 +65,14 @@ class Segmenter:
         step: distance between windows as a share of the patch.
         threads: for the network, and for what comes before and after it; by default all cores.
         max_ram: bytes that a scan may take besides the network.
+        scores_on: where class scores are summed, resampled and decided. `gpu` needs a network that leaves them there
+            (an engine of TensorRT), CuPy and `float32`; a scan for which the GPU has no room has its scores on the
+            host all the same, and its report says why. **Not yet run on a GPU.**
 
     Raises:
         BundleError: the bundle is damaged.
-        BackendError: the device is not available or refuses a graph.
-        MissingDependencyError: no runtime is installed.
+        BackendError: the device is not available or refuses a graph, or scores cannot stay on the GPU.
+        MissingDependencyError: no runtime is installed, or CuPy is not.
     """
 
     def __init__(
@@ -77,6 +86,7 @@ class Segmenter:
         step: float = 0.5,
         threads: int | None = None,
         max_ram: int | None = None,
+        scores_on: ScoresOn = "cpu",
     ) -> None:
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
         if not self.bundle.verified:
@@ -95,6 +105,9 @@ class Segmenter:
         started = time.perf_counter()
         self._network = network or open_chain(self.bundle, device=device, threads=threads)
         self._load_seconds = time.perf_counter() - started
+        self._on_gpu: GpuScores | None = None
+        if scores_on == "gpu":
+            self._on_gpu = self._kept_on_gpu()
 
     def __call__(self, scan: Volume, progress: Progress | None = None) -> Segmentation:
         """Segment one scan.
@@ -116,11 +129,16 @@ class Segmenter:
             frame = scan_frame(scan, spec)
             require(self._memory(scan, frame), self._max_ram, "this scan")
             data = preprocess(scan, spec, frame, threads=self._threads).data
+        on_gpu, why_not = self._scores_stay(frame)
         started = time.perf_counter()
         scores = stream_scores(
             data,
             self.bundle.patch_size,
-            Pipeline(lambda images: self._predict_all(images, watch), self._network.batch),
+            Pipeline(
+                partial(self._predict_all, watch, on_gpu or self._network),
+                self._network.batch,
+                on_gpu.sums if on_gpu else None,
+            ),
             mirror_axes=self.mirror_axes,
             accumulator=self._accumulator,
             classes=self.bundle.classes,
@@ -129,9 +147,12 @@ class Segmenter:
             progress=progress,
         )
         del data  # now the stream's own, gone when it ends
-        array = labels_from_scores(
-            watch.iterate("accumulate", scores), frame, spec.resample_scores, labels, threads=self._threads
-        )
+        decide = on_gpu.labels if on_gpu else partial(labels_from_scores, threads=self._threads)
+        try:
+            array = decide(watch.iterate("accumulate", scores), frame, spec.resample_scores, labels)
+        finally:
+            if on_gpu:
+                on_gpu.arrays.release()  # the next scan asks how much there is
         # The network, accumulating, and resampling back are interleaved, plane by plane.
         watch.add("resample_back", time.perf_counter() - started - watch.seconds["accumulate"])
         watch.add("accumulate", -watch.seconds.get("network", 0.0))
@@ -142,7 +163,7 @@ class Segmenter:
             result,
             Report(
                 bundle=self.bundle_facts(),
-                scan=self._scan_facts(scan, frame),
+                scan=self._scan_facts(scan, frame) | ({ON_CPU: why_not} if why_not else {}),
                 settings=self.settings(),
                 labels=measured,
                 timings_s=watch.rounded(),
@@ -176,6 +197,7 @@ class Segmenter:
             "engine": self._network.engine,
             "precision": self._network.precision,
             "accumulator": self._accumulator,
+            "scores_on": "gpu" if self._on_gpu else "cpu",
             "mirror_axes": list(self.mirror_axes),
             "step": self._step,
         }
@@ -192,8 +214,36 @@ class Segmenter:
     ) -> None:
         self.close()
 
-    def _predict_all(self, images: Iterator[NDArray[np.float32]], watch: Stopwatch) -> Iterator[NDArray[np.float32]]:
-        predictions = self._network.predict_all(images)
+    def _kept_on_gpu(self) -> GpuScores:
+        try:
+            if self._accumulator == "float16":
+                raise BackendError(
+                    "--scores-on gpu: found the accumulator float16, which repeats the official arithmetic on the CPU, "
+                    "expected float32; leave one of them out"
+                )
+            return gpu_scores(self._network, open_cupy)
+        except BaseException:
+            self._network.close()
+            raise
+
+    def _scores_stay(self, frame: ScanFrame) -> tuple[GpuScores | None, str | None]:
+        """What keeps this scan's scores on the GPU; if that was asked for and cannot be, why."""
+        if self._on_gpu is None:
+            return None, None
+        why_not = self._on_gpu.why_not(
+            frame,
+            self.bundle.manifest.preprocessing.resample_scores,
+            self.bundle.classes,
+            self.bundle.patch_size,
+            self._network.batch,
+            bool(self.mirror_axes),
+        )
+        return (self._on_gpu, None) if why_not is None else (None, why_not)
+
+    def _predict_all(
+        self, watch: Stopwatch, network: Network | GpuScores, images: Iterator[NDArray[np.float32]]
+    ) -> Iterator[Any]:
+        predictions = network.predict_all(images)
         while True:
             with watch.stage("network"):
                 scores = next(predictions, None)

@@ -11,18 +11,20 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import combinations, product
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from masksam_deploy.errors import BackendError
 from masksam_deploy.resample import Shape3
-from masksam_deploy.rolling_sums import RollingSums, Scores, not_finite
+from masksam_deploy.rolling_sums import Mirroring, RollingSums, Scores, Sums
 from masksam_deploy.team import Team
 
 Predict: TypeAlias = Callable[[NDArray[np.float32]], NDArray[np.float32]]
-PredictAll: TypeAlias = Callable[[Iterator[NDArray[np.float32]]], Iterator[NDArray[np.float32]]]
+PredictAll: TypeAlias = Callable[[Iterator[NDArray[np.float32]]], Iterator[Any]]
+MakeSums: TypeAlias = Callable[[int, Shape3, tuple[int, int]], Sums]
+"""Makes sums for classes, the patch, and the shape of a padded plane."""
 Progress: TypeAlias = Callable[[int, int], None]
 Accumulator: TypeAlias = Literal["float16", "float32"]
 
@@ -35,10 +37,12 @@ class Pipeline:
         predict_all: images `[B,C,T,P,P]` to scores `[B,classes,T,P,P]`, in order; it may take images before it gives
             the scores of earlier ones, and may reuse scores' memory once the next are asked for.
         batch: largest B.
+        sums: what takes the scores, where they are no NumPy arrays: they stay there, and so do the planes that leave.
     """
 
     predict_all: PredictAll
     batch: int = 1
+    sums: MakeSums | None = None
 
 
 def window_starts(size: int, patch: int, step: float = 0.5) -> list[int]:
@@ -109,7 +113,8 @@ def stream_scores(
         progress: called with (done, total) network calls after each window.
 
     Yields:
-        (plane, scores `[K,1,H,W]` in the accumulator's dtype), in order and without gaps.
+        (plane, scores `[K,1,H,W]` in the accumulator's dtype), in order and without gaps; arrays of the library that
+        the pipeline's sums use, if it brings some.
 
     Raises:
         ValueError: arguments that contradict each other; raised at the call, not at the first plane.
@@ -122,10 +127,13 @@ def stream_scores(
         raise ValueError(f"mirror_axes {mirror_axes} are not distinct axes out of 0, 1, 2")
     if accumulator not in ("float16", "float32"):
         raise ValueError(f"accumulator '{accumulator}' is unknown, expected 'float16' or 'float32'")
+    network = predict if isinstance(predict, Pipeline) else Pipeline(partial(map, predict))
+    if network.sums and accumulator == "float16":
+        raise ValueError("the pipeline brings sums of its own, which round as they do; expected accumulator 'float32'")
     return _stream(
         data,
         patch,
-        predict if isinstance(predict, Pipeline) else Pipeline(partial(map, predict)),
+        network,
         mirror_axes=mirror_axes,
         half=accumulator == "float16",
         classes=classes,
@@ -152,21 +160,25 @@ def _stream(
     low = tuple((padded[axis] - data.shape[1 + axis]) // 2 for axis in range(3))
     rows, columns = slice(low[1], low[1] + height), slice(low[2], low[2] + width)
     z_starts, y_starts, x_starts = (window_starts(padded[axis], patch[axis], step) for axis in range(3))
-    calls = 1 << len(mirror_axes)
+    mirrorings = _mirrorings(mirror_axes)
     total = network_calls((depth, height, width), patch, mirror_axes, step)
     done = 0
     # Windows that run together start at the same plane: those before it are final once the layer is done.
     layers = [_together(z, list(product(y_starts, x_starts)), network.batch) for z in z_starts]
-    images = _images(data, patch, low, [starts for layer in layers for starts in layer], _mirrorings(mirror_axes))
+    images = _images(data, patch, low, [starts for layer in layers for starts in layer], mirrorings)
     predictions = network.predict_all(images)
     with Team(threads) as team:
-        sums = RollingSums(classes, patch, padded[1:], half, team)
+        sums: Sums = (
+            network.sums(classes, patch, padded[1:])
+            if network.sums
+            else RollingSums(classes, patch, padded[1:], half, team)
+        )
         for layer, z, next_z in zip(layers, z_starts, [*z_starts[1:], padded[0]], strict=True):
             for starts in layer:
-                means = _mean_of_mirrored(predictions, mirror_axes, (len(starts), classes, *patch), starts, team)
-                for start, scores in zip(starts, means, strict=True):
+                mirrored = _checked(predictions, mirrorings, (len(starts), classes, *patch), starts)
+                for start, scores in zip(starts, sums.mean(mirrored, len(mirrorings), starts), strict=True):
                     sums.add(scores, start)
-                done += calls * len(starts)
+                done += len(mirrorings) * len(starts)
                 if progress:
                     progress(done, total)
             for plane in range(max(z, low[0]), min(next_z, low[0] + depth)):
@@ -180,7 +192,7 @@ def _together(z: int, corners: Sequence[tuple[int, int]], batch: int) -> list[li
     return [starts[first : first + batch] for first in range(0, len(starts), batch)]
 
 
-def _mirrorings(mirror_axes: tuple[int, ...]) -> list[tuple[int, ...]]:
+def _mirrorings(mirror_axes: tuple[int, ...]) -> list[Mirroring]:
     """Which axes to mirror, in nnU-Net's order, none first."""
     return [axes for count in range(len(mirror_axes) + 1) for axes in combinations(mirror_axes, count)]
 
@@ -190,7 +202,7 @@ def _images(
     patch: Shape3,
     low: tuple[int, ...],
     runs: Sequence[Sequence[Shape3]],
-    mirrorings: Sequence[tuple[int, ...]],
+    mirrorings: Sequence[Mirroring],
 ) -> Iterator[NDArray[np.float32]]:
     """What the network runs on: each run of windows `[B,C,T,P,P]` in every mirroring."""
     for starts in runs:
@@ -229,51 +241,17 @@ def _cut_window(data: NDArray[np.float32], start: Shape3, patch: Shape3, low: tu
     return window
 
 
-def _mean_of_mirrored(
-    predictions: Iterator[NDArray[np.float32]],
-    mirror_axes: tuple[int, ...],
-    expected: tuple[int, ...],
-    starts: Sequence[Shape3],
-    team: Team,
-) -> NDArray[np.float32]:
-    """The mean float32 prediction `[B,K,T,P,P]` over windows and their mirror images, in nnU-Net's order."""
-    first = _next_scores(predictions, expected, starts)
-    if not mirror_axes:
-        return first  # the network's own memory: added to the sums, which check it, before the next is asked for
-    mirrorings = _mirrorings(mirror_axes)
-    _add(first, mirrorings[0], total := np.zeros_like(first), starts, team)
-    for mirroring in mirrorings[1:]:
-        _add(_next_scores(predictions, expected, starts), mirroring, total, starts, team)
-    total /= len(mirrorings)
-    return total
-
-
-def _next_scores(
-    predictions: Iterator[NDArray[np.float32]], expected: tuple[int, ...], starts: Sequence[Shape3]
-) -> NDArray[np.float32]:
-    """The network's next scores `[B,K,T,P,P]`, their shape checked."""
-    scores = np.asarray(next(predictions), np.float32)
-    if scores.shape != expected:
-        where = f"the window at {starts[0]}" if len(starts) == 1 else f"the windows from {starts[0]} to {starts[-1]}"
-        raise BackendError(
-            f"the network returned scores of shape {scores.shape} for {where}, "
-            f"expected {expected}; the graphs do not fit the manifest, export the bundle again"
-        )
-    return scores
-
-
-def _add(
-    scores: NDArray[np.float32],
-    mirroring: tuple[int, ...],
-    total: NDArray[np.float32],
-    starts: Sequence[Shape3],
-    team: Team,
-) -> None:
-    """Add scores `[B,K,T,P,P]` of mirrored windows, turned back."""
-
-    def add_class(index: tuple[int, int]) -> None:
-        if not np.isfinite(scores[index]).all():
-            raise not_finite(starts[index[0]], mirroring)
-        total[index] += np.flip(scores[index], mirroring)
-
-    team.each(add_class, np.ndindex(*scores.shape[:2]))
+def _checked(
+    predictions: Iterator[Any], mirrorings: Sequence[Mirroring], expected: tuple[int, ...], starts: Sequence[Shape3]
+) -> Iterator[tuple[Mirroring, Any]]:
+    """The network's next scores `[B,K,T,P,P]`, one for each mirroring, their shape checked."""
+    for mirroring in mirrorings:
+        scores = next(predictions)
+        if scores.shape != expected:
+            several = f"the windows from {starts[0]} to {starts[-1]}"
+            where = f"the window at {starts[0]}" if len(starts) == 1 else several
+            raise BackendError(
+                f"the network returned scores of shape {scores.shape} for {where}, "
+                f"expected {expected}; the graphs do not fit the manifest, export the bundle again"
+            )
+        yield mirroring, scores

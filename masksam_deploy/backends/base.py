@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,6 +85,17 @@ class Network(Protocol):
 
     def close(self) -> None:
         """Free all memory; the network cannot be used afterwards."""
+
+
+@runtime_checkable
+class ScoresOnGpu(Protocol):
+    """What a network offers besides if its scores can stay on the GPU."""
+
+    def predict_on_gpu(self, images: Iterator[Image]) -> Iterator[Any]:
+        """As `Network.predict_all`, but the scores have a `shape` and speak `__cuda_array_interface__`."""
+
+    def spare_vram(self) -> int | None:
+        """Bytes of GPU memory that others may take: what is free, and allowed; None if nothing says."""
 
 
 def precision_in_words(precisions: Mapping[str, str]) -> str:

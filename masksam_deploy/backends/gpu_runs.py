@@ -41,6 +41,21 @@ class Run:
     """The caller's memory that is read."""
 
 
+@dataclass(frozen=True)
+class DeviceScores:
+    """Class scores on the GPU, float32 `[B, K, T, P, P]`, for whatever reads `__cuda_array_interface__` (CuPy, torch).
+
+    All work on them is done: there is no stream to wait for.
+    """
+
+    address: int
+    shape: tuple[int, ...]
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, object]:
+        return {"data": (self.address, False), "shape": self.shape, "typestr": "<f4", "version": 3, "stream": None}
+
+
 class GpuRuns:
     """Starts runs and waits for them, at most two at a time: one is computed while the other's data are copied.
 
@@ -130,9 +145,7 @@ class GpuRuns:
         Raises:
             BackendError: the run failed on the GPU.
         """
-        if not run.windows:
-            raise BackendError("found no run under way, expected one to wait for; call submit first")
-        windows, run.windows = run.windows, 0
+        windows = self._finishing(run)
         with reported("running the network", self._need):
             self._gpu.make_current()
             self._copies.wait(run.computed)
@@ -140,6 +153,19 @@ class GpuRuns:
             self._copies.sync()
         run.borrowed.clear()
         return run.scores[:windows]
+
+    def result_on_gpu(self, run: Run) -> DeviceScores:
+        """Wait for a run and leave its scores where they are. Their memory is used again by the next run but one.
+
+        Raises:
+            BackendError: the run failed on the GPU.
+        """
+        windows = self._finishing(run)
+        with reported("running the network", self._need):
+            self._gpu.make_current()
+            run.computed.sync()
+        run.borrowed.clear()
+        return DeviceScores(int(run.on_gpu[SCORES].handle), (windows, *self._plan.shapes[SCORES]))
 
     def close(self) -> None:
         """Wait for what is under way and free all memory."""
@@ -149,6 +175,14 @@ class GpuRuns:
             _quietly(stream.sync)
         self._streams = []
         self._freed.close()
+
+    @staticmethod
+    def _finishing(run: Run) -> int:
+        """How many windows a run has; from now on it is not under way."""
+        if not run.windows:
+            raise BackendError("found no run under way, expected one to wait for; call submit first")
+        windows, run.windows = run.windows, 0
+        return windows
 
     def _next_run(self) -> Run:
         if not self._runs:

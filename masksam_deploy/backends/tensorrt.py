@@ -8,22 +8,24 @@ other: `providers` says which. What plans and checks is tested everywhere; the r
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from masksam_deploy.backends import rtx
 from masksam_deploy.backends.base import Device, Image, Scores, precision_in_words
 from masksam_deploy.backends.cuda_buffers import Gpu, reported
-from masksam_deploy.backends.gpu_runs import GpuRuns, Run
+from masksam_deploy.backends.gpu_runs import DeviceScores, GpuRuns, Run
 from masksam_deploy.backends.plan import SLOTS, GpuOptions, Need, choose_batch, plan_buffers, require_free
 from masksam_deploy.backends.tensorrt_engine import LoadedEngine, new_context, new_runtime
 from masksam_deploy.engines.builders.log import open_log
 from masksam_deploy.errors import BackendError
 from masksam_deploy.manifest import Graph
+
+_Taken = TypeVar("_Taken")
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,7 @@ class TensorRTChain:
         self.engine: str | None = files.name
         self.precisions = dict(files.precisions)
         self._runtime = files.runtime
+        self._max_vram = options.max_vram
         self._plan = plan_buffers(graphs)
         self._gpu = Gpu()
         self._engines: list[LoadedEngine] = []
@@ -116,14 +119,29 @@ class TensorRTChain:
 
     def predict_all(self, images: Iterator[Image]) -> Iterator[Scores]:
         """See `Network`: while one image is computed, the next goes up and the scores before come down."""
+        return self._ahead(images, self.result)
+
+    def predict_on_gpu(self, images: Iterator[Image]) -> Iterator[DeviceScores]:
+        """See `ScoresOnGpu`: while one image is computed, the next goes up."""
+        return self._ahead(images, lambda run: self._open_runs().result_on_gpu(run))
+
+    def spare_vram(self) -> int | None:
+        """See `ScoresOnGpu`."""
+        free = self._gpu.free_bytes()
+        if self._max_vram is None:
+            return free
+        allowed = max(0, self._max_vram - self.need.total)
+        return allowed if free is None else min(free, allowed)
+
+    def _ahead(self, images: Iterator[Image], take: Callable[[Run], _Taken]) -> Iterator[_Taken]:
         waiting: deque[Run] = deque()
         try:
             for image in images:
                 if len(waiting) == SLOTS:
-                    yield self.result(waiting.popleft())
+                    yield take(waiting.popleft())
                 waiting.append(self.submit(image))
             while waiting:
-                yield self.result(waiting.popleft())
+                yield take(waiting.popleft())
         finally:
             for run in waiting:  # the caller stopped early, or a run failed
                 with suppress(BackendError):

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from masksam_deploy.engines.run import Backend
     from masksam_deploy.engines.spec import Precision
     from masksam_deploy.profiles import ProfileName
+    from masksam_deploy.segmenter import ScoresOn
     from masksam_deploy.sliding_window import Accumulator
 
 
@@ -99,6 +100,13 @@ def checked_step(_: click.Context, __: click.Parameter, value: float | None) -> 
     callback=optional_size,
     help="GPU memory that an engine of TensorRT may take, e.g. 4G: fewer windows run at once, or it is refused.",
 )
+@click.option(
+    "--scores-on",
+    type=click.Choice(["cpu", "gpu"]),
+    default="cpu",
+    show_default=True,
+    help="Where class scores are summed, resampled and decided; gpu needs an engine of TensorRT and CuPy.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the report instead of a summary.")
 def infer(
     scans: tuple[Path, ...],
@@ -121,6 +129,7 @@ def infer(
     threads: int | None,
     max_ram: int | None,
     max_vram: int | None,
+    scores_on: ScoresOn,
     as_json: bool,
 ) -> None:
     """Segment SCAN, a NIfTI, NRRD or MetaImage file or a folder with one DICOM series.
@@ -137,7 +146,7 @@ def infer(
     from masksam_deploy.profiles import choose
 
     chosen = choose(profile, step=step, tta=tta, precision=precision)
-    how = Running(chosen, device, backend, accumulator, threads, max_ram, max_vram)
+    how = Running(chosen, device, backend, accumulator, threads, max_ram, max_vram, scores_on)
     one = {"--channel": bool(channels), "--overlay": overlay is not None, "--report": report is not None}
     many = {"--overlays": overlays, "--suffix": suffix is not None, "--resume": resume, "--force": force}
     if _is_one(scans, output):

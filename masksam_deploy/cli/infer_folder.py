@@ -16,7 +16,7 @@ from masksam_deploy.batch import Batch
 from masksam_deploy.batch_report import REPORT_NAME, BatchReport, Entry, Job, Ledger, read_report
 from masksam_deploy.bundle import Bundle
 from masksam_deploy.cli.progress import progress_bar
-from masksam_deploy.cli.running import Running, how_mirrored, open_segmenter, what_ran
+from masksam_deploy.cli.running import Running, how_mirrored, open_segmenter, scores_came_down, what_ran
 from masksam_deploy.errors import MaskSamError, OutputError, ScanError, ScansFailedError
 from masksam_deploy.overlay import require_pillow
 from masksam_deploy.profiles import in_words
@@ -194,7 +194,9 @@ def _outcome(entry: Entry) -> str:
         return "skipped, it was done before"
     seconds = (entry.report or {}).get("timings_s")
     total = sum(value for value in seconds.values() if isinstance(value, float)) if isinstance(seconds, dict) else 0.0
-    return f"done, {total:.1f} s"
+    scan = (entry.report or {}).get("scan")
+    came_down = scores_came_down(scan) if isinstance(scan, dict) else None
+    return f"done, {total:.1f} s" + (f", {came_down}" if came_down else "")
 
 
 def _reason(entry: Entry) -> str:

@@ -11,7 +11,7 @@ import click
 from masksam_deploy.atomic import check_writable
 from masksam_deploy.bundle import Bundle
 from masksam_deploy.cli.progress import progress_bar
-from masksam_deploy.cli.running import Running, how_mirrored, open_segmenter, what_ran
+from masksam_deploy.cli.running import Running, how_mirrored, open_segmenter, scores_came_down, what_ran
 from masksam_deploy.errors import OutputError, ScanError
 from masksam_deploy.io import read_volume
 from masksam_deploy.io.labels import check_label_name
@@ -100,6 +100,9 @@ def _tell(result: Report, outputs: Outputs) -> None:
         f"{what_ran(settings)}: {result.scan['windows']} windows, {how_mirrored(settings)}, "
         f"network {seconds['network']:.1f} s of {sum(seconds.values()):.1f} s"
     )
+    came_down = scores_came_down(result.scan)
+    if came_down:
+        click.echo(came_down)
     names = [one_line(label.name) for label in result.labels]
     width = max(map(len, names))
     for label, name in zip(result.labels, names, strict=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +16,7 @@ from masksam_deploy.engines.run import Backend, Choice, open_network
 from masksam_deploy.engines.store import RECORD_NAME
 from masksam_deploy.profiles import Chosen
 from masksam_deploy.report import Stopwatch
-from masksam_deploy.segmenter import Segmenter
+from masksam_deploy.segmenter import ON_CPU, ScoresOn, Segmenter
 from masksam_deploy.sliding_window import Accumulator
 from masksam_deploy.text import one_line
 
@@ -32,6 +32,7 @@ class Running:
     threads: int | None
     max_ram: int | None
     max_vram: int | None
+    scores_on: ScoresOn
 
 
 @contextmanager
@@ -62,6 +63,7 @@ def open_segmenter(bundle: Bundle, how: Running, watch: Stopwatch) -> Iterator[t
         step=how.chosen.step,
         threads=how.threads,
         max_ram=how.max_ram,
+        scores_on=how.scores_on,
     ) as segmenter:
         settings = segmenter.settings() | _engine_facts(choice)
         yield segmenter, settings | profiles.facts(how.chosen, settings, network.precisions)
@@ -73,7 +75,13 @@ def what_ran(settings: dict[str, Any]) -> str:
     engine = f" (engine {settings['engine']})" if settings["engine"] else ""
     if settings["engine"] and not settings.get("engine_judged"):
         engine += ", NOT JUDGED"
-    return f"ran on {providers}, {settings['precision']}{engine}"
+    scores = ", scores kept on the GPU" if settings["scores_on"] == "gpu" else ""
+    return f"ran on {providers}, {settings['precision']}{engine}{scores}"
+
+
+def scores_came_down(scan: Mapping[str, Any]) -> str | None:
+    """That this scan's scores did not stay on the GPU, though that was asked for, and why; or None."""
+    return f"scores on the CPU all the same: {scan[ON_CPU]}" if ON_CPU in scan else None
 
 
 def how_mirrored(settings: dict[str, Any]) -> str:

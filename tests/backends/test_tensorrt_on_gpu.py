@@ -227,6 +227,20 @@ def test_an_engine_with_one_flipped_bit_is_refused_before_it_is_loaded(bundle: B
         path.write_bytes(content)
 
 
+def test_scores_that_stay_on_the_gpu_give_the_same_label_map(bundle: Bundle, engine: Engine) -> None:
+    pytest.importorskip("cupy")
+    scan = read_volume(SCAN)
+    found = {}
+    for place in ("cpu", "gpu"):
+        with Segmenter(bundle, network=opened(bundle, engine), scores_on=place) as segmenter:
+            labels, report = segmenter(scan)
+            assert "scores_on_cpu_because" not in report.scan
+            again = segmenter(scan)[0]
+        np.testing.assert_array_equal(again.array, labels.array)
+        found[place] = labels.array
+    assert (found["cpu"] == found["gpu"]).mean() > 0.99999
+
+
 def test_compiled_kernels_are_kept_and_damaged_ones_replaced(bundle: Bundle, engine: Engine) -> None:
     if engine.record.target != "rtx":
         pytest.skip("TensorRT compiles nothing at run time")
@@ -275,6 +289,15 @@ def echo() -> Iterator[Any]:
     runs.start_with(copy)
     yield runs
     runs.close()
+
+
+def test_scores_can_be_read_where_they_lie(echo: Any) -> None:
+    cupy = pytest.importorskip("cupy")
+    images = [np.random.default_rng(seed).standard_normal((1 + seed % 4, 2, 3), np.float32) for seed in range(9)]
+    for image in images:
+        left = echo.result_on_gpu(echo.submit(image))
+        assert left.shape == image.shape
+        np.testing.assert_array_equal(cupy.asnumpy(cupy.asarray(left)), image)
 
 
 @pytest.mark.parametrize("captured", [False, True])
