@@ -9,7 +9,7 @@ RUNS   := runs
 # Tests run in so many processes, each of up to 2 GB; all of a file in one, as they share what is slow to make.
 WORKERS ?= 2
 
-.PHONY: demo recipe-lv recipe-hippocampus test lint types contracts pytest test-slow test-lowest clean
+.PHONY: demo recipe-lv recipe-hippocampus bench test lint types contracts pytest test-slow test-lowest clean
 
 demo: $(VENV)/demo.stamp
 	mkdir -p demo
@@ -52,6 +52,15 @@ recipe-hippocampus: $(VENV)/train.stamp
 	$(BIN)/masksam-deploy export $(RUNS)/hippocampus/checkpoint_release.pth -o $(RUNS)/hippocampus.masksam --force
 	$(BIN)/python benchmarks/dice.py $(RUNS)/hippocampus.masksam $(RUNS)/hippocampus-dataset/imagesTs \
 	    $(RUNS)/hippocampus-dataset/labelsTs -o $(RUNS)/dice_hippocampus.json
+
+# Every table of speeds, for this machine, into benchmarks/results: about two hours with nothing else running.
+bench: $(VENV)/dev.stamp
+	$(BIN)/python benchmarks/scan_path.py
+	$(BIN)/python -m benchmarks.nightly --work $(RUNS)/bench --cases demo
+	$(BIN)/python -m benchmarks.nightly --work $(RUNS)/bench --cases acdc --no-scan --int8
+	$(BIN)/python -m benchmarks.graph_rewrites
+	$(BIN)/python -m benchmarks.encoder_rewrites
+	$(BIN)/python benchmarks/adapter_formulations.py
 
 test: lint types contracts pytest
 

@@ -1,6 +1,6 @@
 """The encoder's blocks as they are computed, against their definition word for word, on ONNX Runtime's CPU.
 
-    python benchmarks/encoder_rewrites.py      # writes benchmarks/results/encoder_rewrites.json
+    python -m benchmarks.encoder_rewrites      # writes benchmarks/results/encoder_rewrites.json
 
 One block of each kind at the sizes of the published networks, random weights, exported as a bundle's graphs are. Both
 forms are held to float64 torch before they are timed, in turns, in one process; medians. Then the attention's core
