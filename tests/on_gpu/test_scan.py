@@ -9,14 +9,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from numpy.typing import NDArray
 
 from masksam_deploy import Segmenter
 from masksam_deploy.backends import open_chain
 from masksam_deploy.bundle import Bundle
+from masksam_deploy.cli import app
 from masksam_deploy.errors import BackendError, MissingDependencyError
 from masksam_deploy.on_gpu.arrays import open_cupy
-from tests.engines.small_bundle import ball_scan, make_bundle
+from tests.engines.small_bundle import ball_scan, make_bundle, write_ball_scans
 from tests.on_gpu.numpy_arrays import numpy_arrays
 
 
@@ -88,6 +90,14 @@ def test_a_scan_for_which_the_gpu_has_no_room_takes_the_hosts_way_and_says_so(bu
 def test_a_network_whose_scores_come_to_the_host_is_refused(bundle: Bundle) -> None:
     with pytest.raises(BackendError, match="expected an engine of TensorRT"):
         Segmenter(bundle, threads=1, scores_on="gpu")
+
+
+def test_infer_refuses_what_cannot_stay_and_writes_nothing(bundle: Bundle, tmp_path: Path) -> None:
+    scan, out = write_ball_scans(tmp_path / "scans", range(1)), tmp_path / "labels.nii.gz"
+    arguments = ["infer", str(next(scan.iterdir())), "-b", str(bundle.path), "-o", str(out), "--scores-on", "gpu"]
+    with pytest.raises(BackendError, match="--scores-on gpu: found a network whose scores come to the host"):
+        CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert not out.exists()
 
 
 @pytest.mark.usefixtures("with_numpy")
