@@ -6,13 +6,14 @@ import contextlib
 import io
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, TensorProto
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from masksam_deploy.backends.onnxruntime import import_runtime
 from masksam_deploy.engines.graph_types import GraphIndex, copied, save_model
@@ -27,6 +28,10 @@ ENTROPY_BINS = 512
 _DEQUANTISED = "_DequantizeLinear_Output"
 GROUP_BYTES = 2**29
 """Of activations that leave the runtime at a time while histograms are made."""
+SAMPLED_VALUES = 2**21
+"""Of a larger activation evenly spaced rows are looked at, about so many values a window: enough for a percentile, and
+the full-size ViT-B encoder need not run over and over because its activations do not fit into memory at once."""
+_FEWEST_ROWS = 16
 SMALLEST_SUM = 32
 SMALLEST_OUTPUT = 16
 """Products over fewer terms, or into fewer channels, cost less than quantising their inputs."""
@@ -59,9 +64,13 @@ def activation_ranges(
     ranges: dict[str, tuple[float, float]] = {}
     with tempfile.TemporaryDirectory(prefix="masksam-int8-") as folder:
         path = Path(folder) / "model.onnx"
-        save_model(model, path)
-        for group in _groups(model, tensors):
-            ranges.update(_measured(path, group, windows, calibrator))
+        looked_at = copied(model)
+        samples = {name: _sampled(looked_at, index, nodes, name) for name in tensors}
+        save_model(looked_at, path)
+        del looked_at
+        for group in _groups(samples.values()):
+            found = _measured(path, group, windows, calibrator)
+            ranges.update({name: found[sample.name] for name, sample in samples.items() if sample.name in found})
     return ranges
 
 
@@ -173,18 +182,54 @@ def _tensors_of(index: GraphIndex, nodes: Collection[str]) -> list[str]:
     return list(wanted)
 
 
-def _groups(model: ModelProto, tensors: list[str]) -> Iterator[set[str]]:
+@dataclass(frozen=True)
+class _Sample:
+    """What is looked at in a tensor's place, or the tensor itself; bytes a window."""
+
+    name: str
+    bytes: int
+
+
+def _sampled(model: ModelProto, index: GraphIndex, nodes: Collection[str], tensor: str) -> _Sample:
+    """Let `model` give every n-th row of a large tensor, along its longest axis that is not the channels'.
+
+    Strides are odd, so that they do not keep step with windows and patches.
+    """
+    shape = [size or 1 for size in index.shapes.get(tensor, [])]
+    values = prod(shape)
+    stride = -(-values // SAMPLED_VALUES) | 1
+    # A product's terms are its input's last axis; a convolution's channels are the second.
+    channels = 1 if _read_by_convolution(index, nodes, tensor) else len(shape) - 1
+    axis = max((axis for axis in range(len(shape)) if axis != channels), key=lambda axis: shape[axis], default=0)
+    stride = min(stride, (shape[axis] // _FEWEST_ROWS - 1) | 1 if shape else 1)
+    if values <= SAMPLED_VALUES or stride <= 1:
+        return _Sample(tensor, 4 * values)
+    name = f"{tensor}/sampled"
+    settings = {"from": 0, "to": np.iinfo(np.int64).max, "axis": axis, "stride": stride}
+    for kind, value in settings.items():
+        model.graph.initializer.append(numpy_helper.from_array(np.array([value], np.int64), f"{name}/{kind}"))
+    model.graph.node.append(helper.make_node("Slice", [tensor, *(f"{name}/{kind}" for kind in settings)], [name], name))
+    return _Sample(name, 4 * values // stride)
+
+
+def _read_by_convolution(index: GraphIndex, nodes: Collection[str], tensor: str) -> bool:
+    return any(
+        node.op_type == "Conv" and tensor in (node.input[0], node.output[0])
+        for node in index.graph.node
+        if node.name in nodes
+    )
+
+
+def _groups(samples: Iterable[_Sample]) -> Iterator[set[str]]:
     """Tensors that may leave the runtime together."""
-    shapes = GraphIndex(model).shapes
     group: set[str] = set()
     held = 0
-    for name in tensors:
-        size = 4 * prod(size or 1 for size in shapes.get(name, []))
-        if group and held + size > GROUP_BYTES:
+    for sample in samples:
+        if group and held + sample.bytes > GROUP_BYTES:
             yield group
             group, held = set(), 0
-        group.add(name)
-        held += size
+        group.add(sample.name)
+        held += sample.bytes
     if group:
         yield group
 
@@ -215,8 +260,7 @@ def _calibrator(path: Path, tensors: set[str], method: Calibrator) -> Any:
 
     class Chosen(base):  # type: ignore[misc,valid-type]
         def select_tensors_to_calibrate(self, model: ModelProto) -> Any:
-            names, infos = super().select_tensors_to_calibrate(model)
-            return names & tensors, infos
+            return tensors, {name: helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in tensors}
 
     large = path.with_name(f"{path.name}.data").exists()
     made = Chosen(

@@ -108,6 +108,43 @@ def test_ranges_do_not_depend_on_how_many_tensors_leave_the_runtime_at_once(
     assert activation_ranges(encoder, nodes, windows) == together
 
 
+def test_of_large_activations_evenly_spaced_rows_tell_nearly_the_same_range(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["B", 40, 4096, 8])
+    y = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["B", 40, 4096, 16])
+    weight = onnx.numpy_helper.from_array(np.random.default_rng(0).standard_normal((8, 16), np.float32), "w")
+    nodes = [
+        onnx.helper.make_node("Relu", ["x"], ["t"], "relu"),
+        onnx.helper.make_node("MatMul", ["t", "w"], ["y"], "mm"),
+    ]
+    graph = onnx.helper.make_graph(nodes, "g", [x], [y], [weight])
+    model = onnx.shape_inference.infer_shapes(
+        onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
+    )
+    # Channel 3 is a hundred times the others: rows may be left out, channels may not.
+    scale = np.where(np.arange(8) == 3, 100, 1).astype(np.float32)
+    generator = np.random.default_rng(1)
+    feeds = [{"x": generator.standard_normal((1, 40, 4096, 8), np.float32) * scale} for _ in range(2)]
+    whole = activation_ranges(model, ["mm"], lambda: feeds)
+    monkeypatch.setattr("masksam_deploy.engines.quantisation.SAMPLED_VALUES", 2**17)
+    before = model.SerializeToString()
+    sampled = activation_ranges(model, ["mm"], lambda: feeds)
+    assert model.SerializeToString() == before
+    assert set(sampled) == set(whole) == {"t"}
+    assert sampled != whole
+    assert sampled["t"][1] == pytest.approx(whole["t"][1], rel=0.1)
+
+
+def test_few_rows_are_all_looked_at(encoder: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = quantisable(GraphIndex(encoder), {})
+    expected = activation_ranges(encoder, nodes, windows)
+    monkeypatch.setattr("masksam_deploy.engines.quantisation.SAMPLED_VALUES", 1)
+    found = activation_ranges(encoder, nodes, windows)
+    assert set(found) == set(expected)
+    for name, (low, high) in expected.items():
+        assert low == -high
+        assert 0.5 * high <= found[name][1] <= high * (1 + 1e-6)
+
+
 def test_the_rest_of_an_int8_graph_can_be_half_precision(encoder: onnx.ModelProto) -> None:
     mixed = lower_precision(quantised_encoder(encoder), "fp16", protected_by_structure(GraphIndex(encoder)))
     onnx.checker.check_model(mixed, full_check=True)
