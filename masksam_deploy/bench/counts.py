@@ -10,17 +10,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
-from typing import TypeAlias
 
 import onnx
 import onnx.inliner
-from onnx import ModelProto, NodeProto
+from onnx import NodeProto
 
 from masksam_deploy.bench.results import BenchError, Work
-from masksam_deploy.engines.graph_types import without_large_weights
+from masksam_deploy.engines.graph_types import Shape, tensor_shapes
 from masksam_deploy.text import shown
-
-Shape: TypeAlias = tuple[int, ...]
 
 BYTES_PER_ELEMENT = 4
 VIEWS = frozenset(["Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Constant"])
@@ -54,26 +51,6 @@ def count_work(path: Path) -> Work:
             f"{shown(path)}: found no matrix product or convolution, expected some; export the bundle again"
         )
     return Work(flops=flops, bytes=moved)
-
-
-def tensor_shapes(model: ModelProto) -> dict[str, Shape]:
-    """The shape of every tensor whose shape follows from the inputs', their batch set to one; unnamed inputs are ()."""
-    sized = ModelProto()
-    sized.CopyFrom(without_large_weights(model))
-    for value in sized.graph.input:
-        for dim in value.type.tensor_type.shape.dim:
-            if dim.dim_param:
-                dim.dim_value = 1
-    for value in sized.graph.output:
-        value.type.tensor_type.ClearField("shape")  # they name the batch too, and would contradict
-    del sized.graph.value_info[:]
-    inferred = onnx.shape_inference.infer_shapes(sized, strict_mode=False, data_prop=True).graph
-    shapes: dict[str, Shape] = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
-    for value in (*inferred.input, *inferred.value_info, *inferred.output):
-        tensor = value.type.tensor_type
-        if tensor.HasField("shape") and all(dim.HasField("dim_value") for dim in tensor.shape.dim):
-            shapes[value.name] = tuple(dim.dim_value for dim in tensor.shape.dim)
-    return shapes | {"": ()}
 
 
 def node_flops(node: NodeProto, shapes: Mapping[str, Shape]) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import onnx
@@ -21,6 +22,9 @@ MOVEMENT = frozenset(
     ["Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Split", "Concat", "Pad", "Gather", "Flatten", "Identity"]
 )
 """Operators that move elements and do no arithmetic."""
+
+
+Shape: TypeAlias = tuple[int, ...]
 
 
 class GraphIndex:
@@ -162,6 +166,26 @@ def _inferred(model: ModelProto) -> tuple[dict[str, int], dict[str, list[int]]]:
     shapes = {value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in values}
     weights = model.graph.initializer
     return types | {tensor.name: tensor.data_type for tensor in weights}, shapes
+
+
+def tensor_shapes(model: ModelProto) -> dict[str, Shape]:
+    """The shape of every tensor whose shape follows from the inputs', their batch set to one; unnamed inputs are ()."""
+    sized = ModelProto()
+    sized.CopyFrom(without_large_weights(model))
+    for value in sized.graph.input:
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param:
+                dim.dim_value = 1
+    for value in sized.graph.output:
+        value.type.tensor_type.ClearField("shape")  # they name the batch too, and would contradict
+    del sized.graph.value_info[:]
+    inferred = onnx.shape_inference.infer_shapes(sized, strict_mode=False, data_prop=True).graph
+    shapes: dict[str, Shape] = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+    for value in (*inferred.input, *inferred.value_info, *inferred.output):
+        tensor = value.type.tensor_type
+        if tensor.HasField("shape") and all(dim.HasField("dim_value") for dim in tensor.shape.dim):
+            shapes[value.name] = tuple(dim.dim_value for dim in tensor.shape.dim)
+    return shapes | {"": ()}
 
 
 def without_large_weights(model: ModelProto) -> ModelProto:

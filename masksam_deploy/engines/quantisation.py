@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from masksam_deploy.backends.onnxruntime import import_runtime
-from masksam_deploy.engines.graph_types import GraphIndex, copied, save_model
+from masksam_deploy.engines.graph_types import GraphIndex, Shape, copied, save_model, tensor_shapes
 
 Calibrator: TypeAlias = Literal["percentile", "entropy"]
 Feeds: TypeAlias = Mapping[str, NDArray[np.float32]]
@@ -26,7 +26,7 @@ PERCENTILE = 99.999
 ENTROPY_BINS = 512
 """ONNX Runtime's default of 128 leaves the search no choice at 128 quantised bins."""
 _DEQUANTISED = "_DequantizeLinear_Output"
-GROUP_BYTES = 2**29
+GROUP_BYTES = 2**30
 """Of activations that leave the runtime at a time while histograms are made."""
 SAMPLED_VALUES = 2**21
 """Of a larger activation evenly spaced rows are looked at, about so many values a window: enough for a percentile, and
@@ -64,8 +64,9 @@ def activation_ranges(
     ranges: dict[str, tuple[float, float]] = {}
     with tempfile.TemporaryDirectory(prefix="masksam-int8-") as folder:
         path = Path(folder) / "model.onnx"
-        looked_at = copied(model)
-        samples = {name: _sampled(looked_at, index, nodes, name) for name in tensors}
+        looked_at, shapes = copied(model), tensor_shapes(model)
+        convolved = _convolved(index, nodes)
+        samples = {name: _sampled(looked_at, name, shapes.get(name, ()), name in convolved) for name in tensors}
         save_model(looked_at, path)
         del looked_at
         for group in _groups(samples.values()):
@@ -190,34 +191,42 @@ class _Sample:
     bytes: int
 
 
-def _sampled(model: ModelProto, index: GraphIndex, nodes: Collection[str], tensor: str) -> _Sample:
-    """Let `model` give every n-th row of a large tensor, along its longest axis that is not the channels'.
-
-    Strides are odd, so that they do not keep step with windows and patches.
-    """
-    shape = [size or 1 for size in index.shapes.get(tensor, [])]
-    values = prod(shape)
-    stride = -(-values // SAMPLED_VALUES) | 1
+def _sampled(model: ModelProto, tensor: str, shape: Shape, convolved: bool) -> _Sample:
+    """Let `model` give every n-th row of a large tensor, along its longest axes that are not the channels'."""
     # A product's terms are its input's last axis; a convolution's channels are the second.
-    channels = 1 if _read_by_convolution(index, nodes, tensor) else len(shape) - 1
-    axis = max((axis for axis in range(len(shape)) if axis != channels), key=lambda axis: shape[axis], default=0)
-    stride = min(stride, (shape[axis] // _FEWEST_ROWS - 1) | 1 if shape else 1)
-    if values <= SAMPLED_VALUES or stride <= 1:
-        return _Sample(tensor, 4 * values)
+    strides = _strides(shape, 1 if convolved else len(shape) - 1)
+    if not strides:
+        return _Sample(tensor, 4 * prod(shape))
     name = f"{tensor}/sampled"
-    settings = {"from": 0, "to": np.iinfo(np.int64).max, "axis": axis, "stride": stride}
-    for kind, value in settings.items():
-        model.graph.initializer.append(numpy_helper.from_array(np.array([value], np.int64), f"{name}/{kind}"))
+    last = np.iinfo(np.int64).max
+    settings = {
+        "from": [0] * len(strides),
+        "to": [last] * len(strides),
+        "axes": list(strides),
+        "strides": list(strides.values()),
+    }
+    for kind, values in settings.items():
+        model.graph.initializer.append(numpy_helper.from_array(np.array(values, np.int64), f"{name}/{kind}"))
     model.graph.node.append(helper.make_node("Slice", [tensor, *(f"{name}/{kind}" for kind in settings)], [name], name))
-    return _Sample(name, 4 * values // stride)
+    return _Sample(name, 4 * prod(shape) // prod(strides.values()))
 
 
-def _read_by_convolution(index: GraphIndex, nodes: Collection[str], tensor: str) -> bool:
-    return any(
-        node.op_type == "Conv" and tensor in (node.input[0], node.output[0])
-        for node in index.graph.node
-        if node.name in nodes
-    )
+def _strides(shape: Shape, channels: int) -> dict[int, int]:
+    """Axis -> every which row leaves about `SAMPLED_VALUES` of a tensor; odd, so as not to keep step with windows."""
+    strides = {}
+    left = -(-prod(shape) // SAMPLED_VALUES)
+    for axis in sorted(range(len(shape)), key=lambda axis: -shape[axis]):
+        stride = min(left | 1, shape[axis] // _FEWEST_ROWS - 1 | 1)
+        if axis != channels and left > 1 and stride > 1:
+            strides[axis] = stride
+            left = -(-left // stride)
+    return strides
+
+
+def _convolved(index: GraphIndex, nodes: Collection[str]) -> set[str]:
+    """Tensors that convolutions among the nodes read or write."""
+    convolutions = [node for node in index.graph.node if node.op_type == "Conv" and node.name in nodes]
+    return {name for node in convolutions for name in (node.input[0], node.output[0])}
 
 
 def _groups(samples: Iterable[_Sample]) -> Iterator[set[str]]:
