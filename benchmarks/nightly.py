@@ -15,7 +15,9 @@ label maps may not agree with float32, and then it gets no time.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -157,6 +159,7 @@ def measure(name: str, work: Path, settings: Settings, *, int8: bool, baseline: 
             # Already loaded here, so a fresh process would not find it: no cold start of PyTorch.
             opened = partial(torch_chain, trained.model, threads=settings.threads)
             contenders.append(Contender("pytorch eager", "fp32", "cpu", opened))
+        settle()
         return run_bench(bundle, contenders, scan, settings, tell)
 
 
@@ -183,6 +186,14 @@ def add_int8(bundle: Bundle, scan: BenchScan, threads: int | None) -> None:
         command="benchmarks.nightly --int8",
     )
     build_engine(bundle, open_builder("onnxruntime"), request, tell)
+
+
+def settle(most_s: float = 600.0) -> None:
+    """Wait until an export or a build no longer counts as load: a busy machine's figures are not to be trusted."""
+    tell("waiting until the machine is quiet")
+    until = time.monotonic() + most_s
+    while time.monotonic() < until and os.getloadavg()[0] > 0.5:
+        time.sleep(5)
 
 
 def regressions(old: BenchResult, new: BenchResult) -> list[str]:
