@@ -26,7 +26,8 @@ class Check(Frozen):
         passed: whether it may be timed.
         problem: why not.
         decided_agreement: share of the windows' voxels of the same class, ties left out; None if nothing ran.
-        window_dice: mean Dice over the classes that the windows show; None if they show none.
+        window_dice: mean Dice over the classes that the windows show; None if they show none, or mean nothing.
+        score_error: error of the windows' class scores, as a share of how much they vary.
         scan: the Dice gate's findings on the scan; None if no scan was segmented.
     """
 
@@ -34,6 +35,7 @@ class Check(Frozen):
     problem: str | None = None
     decided_agreement: float | None = None
     window_dice: float | None = None
+    score_error: float | None = None
     scan: dict[str, JsonValue] | None = None
 
 

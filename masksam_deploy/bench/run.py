@@ -50,6 +50,7 @@ class Settings:
         cold: whether to start fresh processes.
         roofline: whether to measure the machine's peak and count the graphs.
         scan: how scans are segmented.
+        trained: whether the network's classes mean something; those of random weights do not, see `check_windows`.
     """
 
     repeats: int = 20
@@ -59,6 +60,7 @@ class Settings:
     cold: bool = True
     roofline: bool = True
     scan: ScanSettings = field(default_factory=ScanSettings)
+    trained: bool = True
 
 
 def run_bench(
@@ -146,7 +148,7 @@ def _checked(
     for number, contender in enumerate(contenders, 1):
         tell(f"checking: {contender.name}", number, steps)
         one = Opened.of(contender)
-        check = check_windows(one.network, windows, expected, contender.precision)
+        check = check_windows(one.network, windows, expected, contender.precision, trained=settings.trained)
         if check.passed and settings.scan_repeats:
             check = _scan_check(bundle, one, scan, expected, check, settings, folder)
         runs.append(

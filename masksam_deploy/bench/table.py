@@ -72,7 +72,7 @@ def headline(result: BenchResult) -> str:
     )
 
 
-AGREEMENT = ("contender", "timed", "same class", "window Dice", "Dice lost on the scan", "why not")
+AGREEMENT = ("contender", "timed", "same class", "window Dice", "score error", "Dice lost on the scan", "why not")
 
 
 def agreement_rows(result: BenchResult) -> list[tuple[str, ...]]:
@@ -87,6 +87,7 @@ def agreement_rows(result: BenchResult) -> list[tuple[str, ...]]:
                 "yes" if check.passed else "no",
                 _NONE if check.decided_agreement is None else f"{int(check.decided_agreement * 1e6) / 1e4:.4f} %",
                 _NONE if check.window_dice is None else f"{int(check.window_dice * 1e5) / 1e5:.5f}",
+                _NONE if check.score_error is None else f"{check.score_error:.1e}",
                 f"{lost:.5f}" if isinstance(lost, float) else _NONE,
                 check.problem or "",
             )

@@ -76,7 +76,7 @@ def float32(bundle: Bundle) -> Contender:
 def test_every_stage_and_graph_of_a_right_contender_is_timed(bundle: Bundle, tmp_path: Path) -> None:
     result = bench(bundle, float32(bundle))
     run = result.runs[0]
-    assert run.check == Check(passed=True, decided_agreement=1.0, window_dice=1.0, scan=run.check.scan)
+    assert run.check == Check(passed=True, decided_agreement=1.0, window_dice=1.0, score_error=0.0, scan=run.check.scan)
     assert run.check.scan is not None and run.check.scan["passed"] is True
     assert run.windows is not None and run.scan is not None
     assert list(run.windows.graphs) == ["encoder", "generator", "decoder"]
@@ -104,6 +104,17 @@ def test_a_shift_that_few_voxels_show_is_found_by_dice(bundle: Bundle) -> None:
     shifted = altered(bundle, "shifted", lambda scores: np.roll(scores, 1, axis=-1))
     check = bench(bundle, shifted).runs[0].check
     assert not check.passed and check.problem is not None
+
+
+def test_an_untrained_networks_scores_are_judged_in_dices_place(bundle: Bundle) -> None:
+    untrained = replace(QUICK, trained=False, scan_repeats=0)
+    near = altered(bundle, "near", lambda scores: scores * np.float32(1 + 1e-5))
+    far = altered(bundle, "far", lambda scores: scores * np.float32(1.5))
+    shifted = altered(bundle, "shifted", lambda scores: np.roll(scores, 1, axis=-1))
+    for contender, passes in [(near, True), (far, False), (shifted, False)]:
+        check = bench(bundle, contender, settings=untrained).runs[0].check
+        assert (check.passed, check.window_dice) == (passes, None)
+    assert check.problem is not None
 
 
 def test_windows_that_agree_do_not_excuse_a_scan_that_does_not(bundle: Bundle) -> None:
