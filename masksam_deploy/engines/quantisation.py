@@ -19,6 +19,7 @@ from masksam_deploy.backends.onnxruntime import import_runtime
 from masksam_deploy.engines.graph_types import GraphIndex, Shape, copied, save_model, tensor_shapes
 
 Calibrator: TypeAlias = Literal["percentile", "entropy"]
+Runtime: TypeAlias = Literal["onnxruntime", "tensorrt"]
 Feeds: TypeAlias = Mapping[str, NDArray[np.float32]]
 Ranges: TypeAlias = Mapping[str, tuple[float, float]]
 
@@ -75,18 +76,22 @@ def activation_ranges(
     return ranges
 
 
-def quantise(model: ModelProto, nodes: Collection[str], ranges: Ranges, *, conv_outputs: bool = True) -> ModelProto:
+def quantise(
+    model: ModelProto, nodes: Collection[str], ranges: Ranges, *, runtime: Runtime = "onnxruntime"
+) -> ModelProto:
     """The graph with quantise/dequantise pairs before the given nodes.
 
-    Weights are symmetric per output channel, activations symmetric per tensor; biases stay in float32. Whoever else
-    reads a tensor, the residual stream above all, still reads it in float32.
+    Weights are symmetric per output channel, activations symmetric per tensor, unsigned ones around 128; biases stay
+    in float32. Whoever else reads a tensor, the residual stream above all, still reads it in float32.
 
     Args:
         model: in float32, nodes named; not modified.
         nodes: from `quantisable`.
         ranges: from `activation_ranges`.
-        conv_outputs: whether results of convolutions are quantised too: ONNX Runtime multiplies them in int8 only
-            between two quantised tensors.
+        runtime: what the graph is for. TensorRT takes signed activations only. ONNX Runtime on x86 multiplies
+            unsigned ones: signed ones it converts itself, but not those that several layers read, and leaves these
+            layers in float32. It computes a convolution in int8 only between two quantised tensors, so that for it
+            the results of convolutions are quantised too.
     """
     quantization = _tools()
     from onnxruntime.quantization.calibrate import TensorData, TensorsData
@@ -95,6 +100,7 @@ def quantise(model: ModelProto, nodes: Collection[str], ranges: Ranges, *, conv_
     limits = {
         name: TensorData(lowest=np.float32(low), highest=np.float32(high)) for name, (low, high) in ranges.items()
     }
+    on_cpu = runtime == "onnxruntime"
     copy = copied(model)
     _untie_weights(copy, nodes)
     quantizer = QDQQuantizer(
@@ -102,7 +108,7 @@ def quantise(model: ModelProto, nodes: Collection[str], ranges: Ranges, *, conv_
         per_channel=True,
         reduce_range=False,
         weight_qType=quantization.QuantType.QInt8,
-        activation_qType=quantization.QuantType.QInt8,
+        activation_qType=quantization.QuantType.QUInt8 if on_cpu else quantization.QuantType.QInt8,
         tensors_range=TensorsData(quantization.CalibrationMethod.MinMax, limits),
         nodes_to_quantize=sorted(nodes),
         nodes_to_exclude=[],
@@ -111,14 +117,14 @@ def quantise(model: ModelProto, nodes: Collection[str], ranges: Ranges, *, conv_
             "ActivationSymmetric": True,
             "WeightSymmetric": True,
             "QuantizeBias": False,  # TensorRT takes no int32 biases
-            "OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm", *([] if conv_outputs else ["Conv"])],
+            "OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm", *([] if on_cpu else ["Conv"])],
         },
     )
     with contextlib.redirect_stdout(io.StringIO()):
         quantizer.quantize_model()
         quantizer.model.topological_sort()
     result: ModelProto = quantizer.model.model
-    _give_back(model, result, nodes, conv_outputs)
+    _give_back(model, result, nodes, conv_outputs=on_cpu)
     return result
 
 
@@ -139,7 +145,7 @@ def _untie_weights(model: ModelProto, nodes: Collection[str]) -> None:
         taken.add(name)
 
 
-def _give_back(model: ModelProto, quantised: ModelProto, nodes: Collection[str], conv_outputs: bool) -> None:
+def _give_back(model: ModelProto, quantised: ModelProto, nodes: Collection[str], *, conv_outputs: bool) -> None:
     """Let nodes that are not quantised read float32 again: the tool replaces a tensor for all who read it."""
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
     kept = {tensor.name for tensor in quantised.graph.initializer}

@@ -181,7 +181,7 @@ class TypedGraphs:
             lambda: _told(feeds, graph, f"calibrating {graph}", self._progress),
             self._calibrator,
         )
-        return quantise(model, made.quantised, ranges, conv_outputs=not self._simulated)
+        return quantise(model, made.quantised, ranges, runtime="tensorrt" if self._simulated else "onnxruntime")
 
 
 def _told(feeds: GraphFeeds, graph: str, what: str, progress: Progress | None) -> Iterator[dict[str, Window]]:

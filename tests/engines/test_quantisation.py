@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,12 @@ import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
 
+from masksam_deploy.backends.onnxruntime import import_runtime
 from masksam_deploy.bundle import Bundle
 from masksam_deploy.engines.graph_types import GraphIndex, load_model
 from masksam_deploy.engines.precision import lower_precision
 from masksam_deploy.engines.protection import protected_by_structure
-from masksam_deploy.engines.quantisation import Calibrator, activation_ranges, quantisable, quantise
+from masksam_deploy.engines.quantisation import Calibrator, Runtime, activation_ranges, quantisable, quantise
 from tests.engines.small_bundle import PATCH, model, node
 from tests.engines.test_precision import run
 
@@ -66,15 +68,23 @@ def test_depthwise_convolutions_and_tables_of_positions_are_left_alone() -> None
     assert quantisable(GraphIndex(graph), {}) == ["make_out"]
 
 
-def test_weights_are_symmetric_per_channel_and_biases_stay_in_float32(encoder: onnx.ModelProto) -> None:
-    quantised = quantised_encoder(encoder)
+@pytest.mark.parametrize(("runtime", "centre"), [("onnxruntime", np.uint8(128)), ("tensorrt", np.int8(0))])
+def test_weights_are_symmetric_per_channel_and_biases_stay_in_float32(
+    encoder: onnx.ModelProto, runtime: Runtime, centre: np.generic
+) -> None:
+    nodes = quantisable(GraphIndex(encoder), {})
+    quantised = quantise(encoder, nodes, activation_ranges(encoder, nodes, windows), runtime=runtime)
     onnx.checker.check_model(quantised, full_check=True)
     values = constants(quantised)
     weight = values["mix_quantized"]
     assert weight.dtype == np.int8
     assert values["mix_scale"].shape == (32,)
-    zero_points = [value for name, value in values.items() if name.endswith("zero_point")]
-    assert zero_points and all(not value.any() for value in zero_points)
+    assert not values["mix_zero_point"].any()
+    activations = {n.input[2] for n in quantised.graph.node if n.op_type == "QuantizeLinear"}
+    assert activations
+    for name in activations:
+        assert values[name] == centre
+        assert values[name].dtype == centre.dtype
     restored = weight.astype(np.float32) * values["mix_scale"]
     assert np.abs(restored - constants(encoder)["mix"]).max() <= values["mix_scale"].max() / 2 + 1e-7
     assert values["mix_bias"].dtype == np.float32
@@ -204,6 +214,32 @@ def test_layers_that_share_a_weight_load_and_compute_the_same() -> None:
     assert np.linalg.norm(found - expected) < 0.05 * np.linalg.norm(expected)
 
 
+def test_layers_that_read_one_tensor_are_both_computed_in_int8(tmp_path: Path) -> None:
+    """ONNX Runtime on x86 leaves them in float32 if that tensor is signed."""
+    graph = model(
+        "shared",
+        [
+            node("LayerNormalization", ["x", "gain"], "normed"),
+            node("MatMul", ["normed", "wide"], "first"),
+            node("MatMul", ["normed", "narrow"], "second"),
+        ],
+        {"x": ["B", 64, 64]},
+        {"first": ["B", 64, 128], "second": ["B", 64, 32]},
+        {
+            "gain": np.ones(64),
+            "wide": np.random.default_rng(0).normal(size=(64, 128)),
+            "narrow": np.random.default_rng(1).normal(size=(64, 32)),
+        },
+    )
+    nodes = ["make_first", "make_second"]
+    x = np.random.default_rng(2).normal(size=(1, 64, 64)).astype(np.float32)
+    quantised = quantise(graph, nodes, activation_ranges(graph, nodes, lambda: iter([{"x": x}])))
+    expected, found = run(graph, {"x": x}), run(quantised, {"x": x}, exact=True)
+    for name, values in expected.items():
+        assert np.linalg.norm(found[name] - values) < 0.02 * np.linalg.norm(values)
+    assert "MatMul" not in optimised_operators(quantised, tmp_path)
+
+
 def test_convolutions_keep_their_results_in_float_where_the_runtime_allows_it() -> None:
     graph = model(
         "two",
@@ -215,8 +251,9 @@ def test_convolutions_keep_their_results_in_float_where_the_runtime_allows_it() 
     nodes = ["make_middle", "make_out"]
     x = np.random.default_rng(1).normal(size=(1, 64, 8, 8)).astype(np.float32)
     ranges = activation_ranges(graph, nodes, lambda: iter([{"x": x}]))
-    for outputs, count in ((True, 3), (False, 2)):
-        made = quantise(graph, nodes, ranges, conv_outputs=outputs)
+    runtimes: dict[Runtime, int] = {"onnxruntime": 3, "tensorrt": 2}
+    for runtime, count in runtimes.items():
+        made = quantise(graph, nodes, ranges, runtime=runtime)
         assert sum(n.op_type == "QuantizeLinear" for n in made.graph.node) == count
 
 
@@ -229,6 +266,17 @@ def test_weights_in_a_file_of_their_own_are_quantised_too(
     assert {name: value.tobytes() for name, value in constants(found).items()} == {
         name: value.tobytes() for name, value in constants(expected).items()
     }
+
+
+def optimised_operators(graph: onnx.ModelProto, folder: Path) -> list[str]:
+    """What ONNX Runtime makes of a graph."""
+    path = folder / "optimised.onnx"
+    options = import_runtime().SessionOptions()
+    options.log_severity_level = 3  # it warns that what it optimised is for this machine
+    options.optimized_model_filepath = str(path)
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    import_runtime().InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return [n.op_type for n in onnx.load(path).graph.node]
 
 
 def with_output(graph: onnx.ModelProto, name: str) -> onnx.ModelProto:
