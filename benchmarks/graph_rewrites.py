@@ -204,9 +204,12 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, default=RESULTS / "graph_rewrites.json")
     arguments = parser.parse_args()
     timing = {"repeats": arguments.repeats, "threads": arguments.threads}
-    rows = [measure(*case, **timing) for case in cases() if arguments.only in case[0]]
-    result = {**timing, "rewrites": rows, **facts()}
-    arguments.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    rows = []
+    for case in cases():
+        if arguments.only in case[0]:
+            rows.append(measure(*case, **timing))
+            result = {**timing, "rewrites": rows, **facts()}
+            arguments.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")  # nothing is lost
     print(f"wrote {arguments.output}")
 
 
