@@ -56,7 +56,7 @@ recipe-hippocampus: $(VENV)/train.stamp
 # Every table of speeds, for this machine, into benchmarks/results: about two hours with nothing else running.
 bench: $(VENV)/dev.stamp
 	$(BIN)/python benchmarks/scan_path.py
-	$(BIN)/python -m benchmarks.nightly --work $(RUNS)/bench --cases demo
+	$(BIN)/python -m benchmarks.nightly --work $(RUNS)/bench --cases demo --int8
 	$(BIN)/python -m benchmarks.nightly --work $(RUNS)/bench --cases acdc --no-scan --int8
 	$(BIN)/python -m benchmarks.graph_rewrites
 	$(BIN)/python -m benchmarks.encoder_rewrites
