@@ -11,10 +11,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import time
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +25,7 @@ import torch
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from masksam_deploy.bench.machine import provenance
 from masksam_export.passes.adapter_nodes import DOMAIN, FORMULATIONS, OP_TYPE, Formulation, adapter_function
 from masksam_kernels.depth_adapter import reference
 
@@ -63,7 +62,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, default=RESULTS / "adapter_formulations.json")
     arguments = parser.parse_args()
     rows = [measure(shape, arguments.repeats, arguments.threads) for shape in SHAPES]
-    result = {"repeats": arguments.repeats, "threads": arguments.threads, "shapes": rows, **facts()}
+    result = {"repeats": arguments.repeats, "threads": arguments.threads, "shapes": rows, **provenance("onnx")}
     arguments.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print(f"wrote {arguments.output}")
 
@@ -152,16 +151,6 @@ def session(model: onnx.ModelProto, threads: int) -> onnxruntime.InferenceSessio
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-
-
-def facts() -> dict[str, Any]:
-    """When and where."""
-    versions = {"onnxruntime": onnxruntime.__version__, "onnx": onnx.__version__, "python": platform.python_version()}
-    return {
-        "date": datetime.now(timezone.utc).date().isoformat(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "versions": versions,
-    }
 
 
 if __name__ == "__main__":

@@ -13,12 +13,10 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import platform
 import statistics
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -26,6 +24,7 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
+from masksam_deploy.bench.machine import provenance
 from masksam_export.config import ModelConfig
 from masksam_export.model.depth_adapter import AdapterKind, DepthConvAdapter
 from masksam_export.model.image_encoder import Attention, ImageEncoder
@@ -80,7 +79,15 @@ def main() -> None:
         return
     rows = [measure(shape) for shape in SHAPES]
     encoders = [measure_encoder(name, config) for name, config in ENCODERS.items()]
-    result = {"dtype": "float16", "repeats": REPEATS, "shapes": rows, "encoders": encoders, **facts()}
+    result = {
+        "dtype": "float16",
+        "repeats": REPEATS,
+        "shapes": rows,
+        "encoders": encoders,
+        "device": torch.cuda.get_device_name(),
+        "cuda": torch.version.cuda,
+        **provenance("torch", "triton"),
+    }
     if arguments.output:
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
         arguments.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
@@ -250,15 +257,6 @@ def median_us(run: Callable[[Tensor], Tensor], tensors: list[Tensor]) -> float:
         end.synchronize()
         times.append(1000 * start.elapsed_time(end))
     return float(statistics.median(times))
-
-
-def facts() -> dict[str, Any]:
-    """When and where."""
-    return {
-        "date": datetime.now(timezone.utc).date().isoformat(),
-        "device": torch.cuda.get_device_name(),
-        "versions": {"torch": torch.__version__, "cuda": torch.version.cuda, "python": platform.python_version()},
-    }
 
 
 if __name__ == "__main__":

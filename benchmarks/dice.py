@@ -12,18 +12,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
-import subprocess
 import sys
 import tempfile
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from masksam_deploy import Segmenter, read_volume, write_labels
+from masksam_deploy.bench.machine import provenance
 from masksam_deploy.evaluation import Evaluation, evaluate_folders
 from masksam_deploy.evaluation.label_maps import read_label_names
-from masksam_deploy.report import runtime_versions
 
 ENDING = ".nii.gz"
 
@@ -53,7 +50,7 @@ def main() -> None:
                 (wanted / reference.name).symlink_to(reference.resolve())
                 print(f"\r{number} of {len(references)}", end="", flush=True)
         evaluation = evaluate_folders(found, wanted, names=read_label_names(arguments.bundle))
-    result = {**summary(evaluation), "bundle": report.bundle, "settings": report.settings, **facts()}
+    result = {**summary(evaluation), "bundle": report.bundle, "settings": report.settings, **provenance()}
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print()
@@ -92,17 +89,6 @@ def summary(evaluation: Evaluation) -> dict[str, Any]:
         "cases": {
             case.pair.case: {metrics.name: metrics.dice for metrics in case.classes} for case in evaluation.cases
         },
-    }
-
-
-def facts() -> dict[str, Any]:
-    """When and where."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return {
-        "commit": commit.stdout.strip(),
-        "date": datetime.now(timezone.utc).date().isoformat(),
-        "machine": f"{platform.machine()}, {platform.system()}",
-        "versions": runtime_versions(),
     }
 
 

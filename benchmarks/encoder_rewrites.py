@@ -38,7 +38,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.parts import compare, facts, random_values
+from benchmarks.parts import compare, random_values
+from masksam_deploy.bench.machine import provenance
 from masksam_deploy.manifest import Port
 from masksam_export.config import ModelConfig
 from masksam_export.graphs import GraphPart
@@ -191,7 +192,7 @@ def main() -> None:
     cases = [(name, windowed) for name in NETWORKS for windowed in (True, False)]
     cores = [measure_core(*case, **timing) for case in cases]
     blocks = [measure_block(*case, **timing) for case in cases]
-    result = {**timing, "blocks": blocks, "attention_cores": cores, **facts()}
+    result = {**timing, "blocks": blocks, "attention_cores": cores, **provenance("torch", "onnx")}
     arguments.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print(f"wrote {arguments.output}")
 

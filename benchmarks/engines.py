@@ -19,7 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from benchmarks.dice import ENDING, facts, scan_of
+from benchmarks.dice import ENDING, scan_of
+from masksam_deploy.bench.machine import provenance
 from masksam_deploy.bundle import Bundle
 from masksam_deploy.engines.build import BuildRequest, BuildResult, build_engine
 from masksam_deploy.engines.builders import BuildOptions, open_builder
@@ -79,7 +80,7 @@ def main() -> None:
         "calibration": {"scans": len(calibration), "calibrator": arguments.calibrator},
         "excluded_from_int8": excluded,
         "precisions": results,
-        **facts(),
+        **provenance(),
     }
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -25,7 +25,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.parts import Floats, compare, facts, random_values
+from benchmarks.parts import Floats, compare, random_values
+from masksam_deploy.atomic import atomic_path
+from masksam_deploy.bench.machine import provenance
 from masksam_deploy.manifest import Port
 from masksam_export.config import ModelConfig
 from masksam_export.graphs import GraphPart
@@ -204,12 +206,17 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, default=RESULTS / "graph_rewrites.json")
     arguments = parser.parse_args()
     timing = {"repeats": arguments.repeats, "threads": arguments.threads}
+    wanted = [case for case in cases() if arguments.only in case[0]]
+    if not wanted:
+        parser.error(f"found no rewrite whose name contains '{arguments.only}'")
+    if arguments.only and arguments.output == RESULTS / "graph_rewrites.json":
+        parser.error("--only gives a part of the result: name another file with --output")
     rows = []
-    for case in cases():
-        if arguments.only in case[0]:
-            rows.append(measure(*case, **timing))
-            result = {**timing, "rewrites": rows, **facts()}
-            arguments.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")  # nothing is lost
+    for case in wanted:
+        rows.append(measure(*case, **timing))
+        result = {**timing, "rewrites": rows, **provenance("torch", "onnx")}
+        with atomic_path(arguments.output) as temporary:  # after every row: nothing is lost
+            temporary.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print(f"wrote {arguments.output}")
 
 

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import os
-import platform
 import statistics
-import subprocess
 import tempfile
 import time
 from collections.abc import Mapping
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +15,6 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 import numpy as np
 import onnx
 import onnxruntime
-import torch
 from numpy.typing import NDArray
 
 from masksam_export.graphs import GraphPart, traceable
@@ -73,6 +69,7 @@ def session(path: Path, threads: int) -> tuple[onnxruntime.InferenceSession, lis
     """On the CPU, with the names of the operators that ONNX Runtime put in place of standard ones."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
+    options.enable_mem_pattern = False  # as the product's sessions
     options.log_severity_level = 3  # it warns that what it optimised is for this machine
     options.optimized_model_filepath = str(path.with_suffix(".optimized.onnx"))
     run = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
@@ -83,22 +80,3 @@ def session(path: Path, threads: int) -> tuple[onnxruntime.InferenceSession, lis
 def random_values(*shape: int, seed: int = 0) -> Floats:
     """Of unit size."""
     return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
-
-
-def facts() -> dict[str, Any]:
-    """When and where."""
-    versions = {
-        "onnxruntime": onnxruntime.__version__,
-        "onnx": onnx.__version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
-    revision = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-    )
-    return {
-        "date": datetime.now(timezone.utc).date().isoformat(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "commit": revision.stdout.strip() or None,
-        "versions": versions,
-    }

@@ -24,9 +24,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from benchmarks.dice import ENDING, facts
+from benchmarks.dice import ENDING
 from benchmarks.engines import case_of
 from masksam_deploy import Segmenter, read_volume
+from masksam_deploy.atomic import atomic_path
+from masksam_deploy.bench.machine import provenance
 from masksam_deploy.bundle import Bundle
 from masksam_deploy.comparison.overlap import dice_per_class
 from masksam_deploy.engines.build import BuildRequest, build_engine
@@ -96,7 +98,7 @@ def main() -> None:
         "profiles": definitions(),
         "accurate": case_figures(reference),
         "ways": [cost.model_dump() | case_figures(run) for cost, run in zip(costs, runs, strict=True)],
-        **facts(),
+        **provenance(),
     }
     write_json(arguments.output, content)
     figures = Figures(
@@ -178,7 +180,8 @@ def case_figures(run: Run) -> dict[str, Any]:
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """For people, too."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def tell(costs: Sequence[Cost]) -> None:

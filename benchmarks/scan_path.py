@@ -17,7 +17,6 @@ import hashlib
 import inspect
 import json
 import os
-import platform
 import re
 import statistics
 import subprocess
@@ -26,7 +25,6 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +32,12 @@ import numpy as np
 import SimpleITK
 from numpy.typing import NDArray
 
+from masksam_deploy.bench.machine import provenance
 from masksam_deploy.io import read_volume, write_labels
 from masksam_deploy.manifest import Label, Labels, Normalization, Preprocessing, Resampling
 from masksam_deploy.postprocess import labels_from_scores
 from masksam_deploy.preprocess import preprocess, scan_frame
-from masksam_deploy.report import measure_labels, runtime_versions
+from masksam_deploy.report import measure_labels
 from masksam_deploy.segmenter import Segmenter
 from masksam_deploy.sliding_window import Accumulator, stream_scores
 from masksam_deploy.volume import Volume
@@ -79,7 +78,13 @@ def main() -> None:
         versions = {"now": ROOT} | ({"before": unpacked(arguments.against, folder)} if arguments.against else {})
         sources = {"demo": arguments.bundle or exported(folder), **dict.fromkeys(CASES, write_scan(folder))}
         cases = {case: compared(case, source, versions, arguments.rounds, folder) for case, source in sources.items()}
-    result = {"bars": bars(cases), "cases": cases, "against": arguments.against, **facts()}
+    result = {
+        "bars": bars(cases),
+        "cases": cases,
+        "against": arguments.against,
+        **provenance(),
+        "omp_num_threads": os.environ.get("OMP_NUM_THREADS", "not set"),
+    }
     arguments.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     show(cases)
     sys.exit(not all(bar["met"] for bar in result["bars"].values()))
@@ -300,19 +305,6 @@ def show(cases: dict[str, dict[str, Any]]) -> None:
             for stage, figures in found["stages"].items():
                 cpu = f"{figures['cpu_s']:>8.3f} s of processor" if "cpu_s" in figures else ""
                 print(f"    {stage:<24} {figures['wall_s']:>8.3f} s  {cpu}")
-
-
-def facts() -> dict[str, Any]:
-    """Where and with what this was measured."""
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
-    return {
-        "date_utc": datetime.now(timezone.utc).date().isoformat(),
-        "commit": commit.stdout.strip(),
-        "versions": runtime_versions(),
-        "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores",
-        "omp_num_threads": os.environ.get("OMP_NUM_THREADS", "not set"),
-        "load_average": [round(load, 2) for load in os.getloadavg()],
-    }
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from masksam_deploy.batch_report import Entry, Failure, Hashed, Job, Ledger, pla
 from masksam_deploy.errors import DiskFullError, MaskSamError, MemoryLimitError, OutputError
 from masksam_deploy.io import read_volume
 from masksam_deploy.report import Stopwatch
-from masksam_deploy.results import described, write_results
+from masksam_deploy.results import described_scan, write_results
 from masksam_deploy.segmenter import BYTES_PER_VOXEL, Progress, Segmentation, Segmenter
 from masksam_deploy.text import plain_text
 from masksam_deploy.volume import Volume
@@ -121,7 +121,7 @@ class Batch:
     def _read(self, job: Job, room: int | None) -> _Taken | Entry:
         watch = Stopwatch()
         with watch.stage("read"):
-            inputs = [Hashed.model_validate(described(path)) for path in job.scan.paths]
+            inputs = [Hashed.model_validate(channel) for channel in described_scan(job.scan.paths)]
             earlier = self._ledger.earlier(job)
             note = self._ledger.objection(earlier, job, inputs) if earlier else None
             if earlier and note is None:

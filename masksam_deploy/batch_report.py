@@ -127,14 +127,21 @@ class Job:
 
 _DECIDING = ("device", "engine", "engine_sha256", "precision", "accumulator", "scores_on", "mirror_axes", "step")
 
+_NOT_DECIDING = ("python", "platform")
+"""Of `runtime_versions`: they run what decides."""
+
 
 def recipe_of(segmenter: Segmenter, settings: Mapping[str, Any]) -> dict[str, JsonValue]:
     """All that decides a label map besides the scan: network, settings and the versions of what computes."""
     versions = runtime_versions()
+    if settings.get("scores_on") == "gpu":
+        import cupy
+
+        versions["cupy"] = cupy.__version__
     return {
         "bundle_sha256": segmenter.bundle.sha256,
         **{name: settings.get(name) for name in _DECIDING},
-        **{package: versions[package] for package in ("masksam-deploy", "onnxruntime")},
+        **{package: version for package, version in versions.items() if package not in _NOT_DECIDING},
     }
 
 
@@ -177,6 +184,11 @@ class Ledger:
         }
         self._reached: set[str] = set()
         self._write()
+
+    @property
+    def complete(self) -> int:
+        """How many of the scans that this run has looked at are done, by it or before."""
+        return sum(self._entries[name].is_done for name in self._reached)
 
     @property
     def report(self) -> BatchReport:
@@ -240,8 +252,8 @@ class Ledger:
             OutputError: one cannot be renamed.
         """
         earlier = self._earlier.get(job.name)
-        if earlier is None or earlier.status == "pending":
-            return []  # nothing, or what a run wrote that was cut off before it could write that down
+        if earlier is None:
+            return []
         return [
             _renamed(path, job.scan.case)
             for kind, path in job.outputs.named().items()

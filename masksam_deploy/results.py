@@ -11,12 +11,13 @@ from typing import Any
 
 from masksam_deploy.atomic import atomic_path
 from masksam_deploy.bundle import file_digest
+from masksam_deploy.errors import ScanError
 from masksam_deploy.io import write_labels
 from masksam_deploy.io.scan import files_of
 from masksam_deploy.overlay import draw_overlay
 from masksam_deploy.report import Stopwatch
 from masksam_deploy.segmenter import Segmentation
-from masksam_deploy.text import plain_text
+from masksam_deploy.text import plain_text, shown
 from masksam_deploy.volume import Volume
 
 
@@ -48,7 +49,7 @@ def write_results(
         scan: what was segmented, for the picture; None where there is none.
         result: its report gets the files and the timings.
         outputs: where to.
-        inputs: the scan's files, each as from `described`.
+        inputs: the scan's files, as from `described_scan`.
         watch: with what was timed so far.
         title: above the picture.
 
@@ -86,3 +87,19 @@ def described(path: Path, name: Path | None = None) -> dict[str, Any]:
     if path.is_dir() or len(files) > 1:
         return {"path": where, "files": {plain_text(member.name): file_digest(member).sha256 for member in files}}
     return {"path": where, "sha256": file_digest(path).sha256}
+
+
+def described_scan(paths: Sequence[Path]) -> list[dict[str, Any]]:
+    """The same of every channel.
+
+    Raises:
+        ScanError: one cannot be read.
+    """
+    try:
+        return [described(path) for path in paths]
+    except OSError as error:
+        where = shown(Path(error.filename)) if error.filename else ", ".join(map(shown, paths))
+        raise ScanError(
+            f"{where}: cannot be read ({error.strerror or error}), expected a scan; check that it is still there, and "
+            "its permissions"
+        ) from error

@@ -20,10 +20,10 @@ from torch import Tensor
 from masksam_deploy.backends import Device, GraphChain
 from masksam_deploy.backends.base import Tensors
 from masksam_deploy.bench.contenders import BaselineMode
-from masksam_deploy.bench.machine import usable_cores
 from masksam_deploy.bundle import Bundle, file_digest
 from masksam_deploy.errors import BackendError, CheckpointError
 from masksam_deploy.manifest import Graph
+from masksam_deploy.team import usable_cores
 from masksam_deploy.text import one_line, shown
 from masksam_export.checkpoint import load_checkpoint
 from masksam_export.graphs import image_port, semseg_port
@@ -79,6 +79,8 @@ class TorchSession:
             raise BackendError("mode 'amp' was asked for on the cpu, expected a GPU; leave it out or use --device cuda")
         # Always set: OMP_NUM_THREADS limits PyTorch and not ONNX Runtime, and the comparison would be unfair.
         torch.set_num_threads(threads or usable_cores())
+        if device == "cuda":  # PyTorch's default for convolutions is TF32: not float32, and not what it is held to
+            torch.backends.cudnn.allow_tf32 = False
         self.device: Device = device
         self._device = torch.device(device)
         self._mixed = mode == "amp"

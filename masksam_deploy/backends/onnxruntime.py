@@ -13,7 +13,7 @@ from masksam_deploy.backends.base import Device, Tensors
 from masksam_deploy.errors import BackendError, MissingDependencyError
 from masksam_deploy.manifest import Graph
 
-_PROVIDERS: dict[Device, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+PROVIDERS: dict[Device, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _ERRORS_ONLY = 3
 
 
@@ -26,10 +26,10 @@ class OnnxRuntimeSession:
     def __init__(
         self, graph: Graph, path: Path, *, device: Device = "cpu", threads: int | None = None, lean: bool = False
     ) -> None:
-        if device not in _PROVIDERS:
-            raise BackendError(f"device '{device}' is unknown; expected {' or '.join(_PROVIDERS)}")
+        if device not in PROVIDERS:
+            raise BackendError(f"device '{device}' is unknown; expected {' or '.join(PROVIDERS)}")
         runtime = import_runtime(device)
-        wanted = _PROVIDERS[device]
+        wanted = PROVIDERS[device]
         if wanted not in runtime.get_available_providers():
             raise BackendError(
                 f"device '{device}' was asked for, but this ONNX Runtime {runtime.__version__} offers only "
@@ -47,7 +47,7 @@ class OnnxRuntimeSession:
             options.add_session_config_entry("session.disable_prepacking", "1")
         try:
             self._session: Any = runtime.InferenceSession(
-                str(path), options, providers=[(wanted, _provider_options(device))]
+                str(path), options, providers=[(wanted, provider_options(device))]
             )
         except Exception as error:
             raise BackendError(f"graph '{graph.name}' does not load in ONNX Runtime: {_one_line(error)}") from error
@@ -104,7 +104,8 @@ def import_runtime(extra: str = "cpu") -> Any:
     return onnxruntime
 
 
-def _provider_options(device: Device) -> dict[str, str]:
+def provider_options(device: Device) -> dict[str, str]:
+    """What ONNX Runtime is told besides the device."""
     # TF32 keeps 10 bits of the mantissa: not float32, so never silently.
     return {"use_tf32": "0"} if device == "cuda" else {}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from masksam_deploy.backends.base import Device
 from masksam_deploy.bench.results import Roofline, Run, Work
 from masksam_deploy.bench.svg import MARKERS, Marker, Scale, Svg
 from masksam_deploy.text import one_line
@@ -74,7 +75,7 @@ def waterfall_chart(run: Run, number: int, longest: float) -> Svg:
 def roofline_chart(roofline: Roofline, runs: Sequence[Run]) -> Svg:
     """Operations per second over operations per byte, under what the machine was measured to reach."""
     work = roofline.graphs | {WHOLE: whole_work(roofline)}
-    points = roofline_points(work, runs)
+    points = roofline_points(work, runs, roofline.device)
     ridge = roofline.peak_flops_per_s / roofline.peak_bytes_per_s
     intensities = [*(one.intensity for one in work.values()), ridge]
     rates = [*(rate for *_, rate in points), roofline.peak_flops_per_s]
@@ -88,12 +89,13 @@ def roofline_chart(roofline: Roofline, runs: Sequence[Run]) -> Svg:
         svg.text(left - 8, y(tick) + 4, f"{tick / 1e9:g}", "tick", "end")
     svg.text(8, 12, "GFLOP/s", "tick")
     _roof(svg, roofline, x, y, (left, right, bottom))
+    shown = [(number, runs[number].name) for number in sorted({number for number, *_ in points})]
     markers: dict[str, Marker] = {graph: MARKERS[number % len(MARKERS)] for number, graph in enumerate(work)}
     for number, run, graph, rate in points:
         tip = f"{run}, {graph}: {rate / 1e9:.1f} GFLOP/s"
         aside = _DODGE * (number - (len(runs) - 1) / 2)
         svg.mark(x(work[graph].intensity) + aside, y(rate), f"{_color(number)} point", markers[graph], 6, tip)
-    _legend(svg, right + 24, top + 10, markers, [(number, run.name) for number, run in enumerate(runs) if run.windows])
+    _legend(svg, right + 24, top + 10, markers, shown)
     return svg
 
 
@@ -103,11 +105,14 @@ def whole_work(roofline: Roofline) -> Work:
     return Work(flops=sum(work.flops for work in graphs), bytes=sum(work.bytes for work in graphs))
 
 
-def roofline_points(work: dict[str, Work], runs: Sequence[Run]) -> list[tuple[int, str, str, float]]:
-    """(number of the contender, its name, graph, operations per second) for all that was timed and counted."""
+def roofline_points(work: dict[str, Work], runs: Sequence[Run], device: Device) -> list[tuple[int, str, str, float]]:
+    """(number of the contender, its name, graph, operations per second) for all that was timed and counted.
+
+    Only what ran on the roof's own device is drawn under it.
+    """
     points = []
     for number, run in enumerate(runs):
-        if run.windows is None:
+        if run.windows is None or run.device != device:
             continue
         seconds = {graph: timing.p50 for graph, timing in run.windows.graphs.items()} | {WHOLE: run.windows.whole.p50}
         points += [(number, run.name, graph, work[graph].flops / s) for graph, s in seconds.items() if graph in work]

@@ -64,7 +64,10 @@ def measure_cold(request: ColdRequest) -> ColdStart:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode != 0:
-        reason = one_line(done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "no message", _LONGEST_ERROR)
+        told = done.stderr.strip().splitlines()
+        reason = one_line(told[-1], _LONGEST_ERROR) if told else "no message"
+        if done.returncode < 0:
+            reason = f"stopped by signal {-done.returncode}, as the system does where memory runs out; {reason}"
         raise BenchError(f"a fresh process failed ({reason}), expected it to run a window; try --no-cold")
     told = json.loads(done.stdout.splitlines()[-1])
     stages = {"start_python": max(0.0, told.pop("began") - started)} | told.pop("stages")
@@ -105,7 +108,14 @@ def run_fresh(request: ColdRequest) -> dict[str, Any]:
     if request.scan:
         from masksam_deploy.io import read_volume
 
-        segmenter = Segmenter(bundle, device=request.device, network=network, tta=request.tta, step=request.step)
+        segmenter = Segmenter(
+            bundle,
+            device=request.device,
+            network=network,
+            tta=request.tta,
+            step=request.step,
+            threads=request.threads,
+        )
         segmenter(read_volume(request.scan))
         found["scan_peak_rss_bytes"] = peak_memory()
     network.close()

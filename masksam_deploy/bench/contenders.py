@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Literal, Protocol, TypeAlias, cast, get_args
+from typing import Literal, Protocol, TypeAlias, cast
 
 from masksam_deploy.backends import Device, Network
 from masksam_deploy.bench.results import BenchError
@@ -151,9 +151,6 @@ def check_names(contenders: Sequence[Contender]) -> None:
         raise BenchError(f"found {twice} twice, expected every contender once; leave one out")
     if not names:
         raise BenchError("found nothing to measure, expected at least one contender; name some with --run")
-
-
-MODES = get_args(BaselineMode)
 
 
 def _name(target: str, precision: str, device: Device) -> str:

@@ -2,7 +2,8 @@
 
 Operations: 2 a multiply-add in matrix products and convolutions; everything else is left out (a few percent of the
 operations, though not of the time). Bytes: every operator reads its inputs and weights and writes its outputs once, at
-four bytes an element, as if nothing were fused and nothing stayed in a cache. Views (reshapes) move nothing.
+four bytes an element, as if nothing were fused and nothing stayed in a cache. Views (reshapes) move nothing, slices
+only what they give.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from masksam_deploy.engines.graph_types import Shape, tensor_shapes
 from masksam_deploy.text import shown
 
 BYTES_PER_ELEMENT = 4
+PARTIAL = frozenset(["Slice", "Gather", "Split"])
 VIEWS = frozenset(["Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Constant"])
 
 
@@ -79,6 +81,8 @@ def node_bytes(node: NodeProto, shapes: Mapping[str, Shape]) -> int:
     """
     if node.op_type in VIEWS:
         return 0
+    if node.op_type in PARTIAL:  # what is left out is not read
+        return 2 * BYTES_PER_ELEMENT * sum(prod(shapes[name]) for name in node.output if name)
     # A tensor given twice is read once.
     names = [name for name in dict.fromkeys((*node.input, *node.output)) if name]
     return BYTES_PER_ELEMENT * sum(prod(shapes[name]) for name in names)

@@ -82,9 +82,9 @@ def _sections(result: BenchResult) -> Iterable[str]:
         yield _heading(
             "Roofline",
             "Operations of matrix products and convolutions, and bytes as if nothing were fused, counted in the "
-            "bundle's graphs; the roof is what this machine reached in the same run at float32. Fused operators move "
-            "fewer bytes, and smaller types compute faster: such points may lie above it. Contenders stand side "
-            "by side around a graph's FLOP per byte.",
+            f"bundle's graphs; the roof is what this machine's {result.roofline.device} reached in the same run at "
+            "float32, over what ran there. Fused operators move fewer bytes, and smaller types compute faster: such "
+            "points may lie above it. Contenders stand side by side around a graph's FLOP per byte.",
         )
         if timed:
             yield _figure(str(roofline_chart(result.roofline, result.runs)))

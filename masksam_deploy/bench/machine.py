@@ -7,13 +7,17 @@ import platform
 import re
 import subprocess
 from collections.abc import Sequence
+from datetime import datetime, timezone
+from importlib.metadata import version
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from masksam_deploy.bench.results import GpuState
 from masksam_deploy.gpus import GpuReading, find_gpus, jetson_release
 from masksam_deploy.memory import available_memory
 from masksam_deploy.report import runtime_versions
+from masksam_deploy.team import usable_cores
 
 _BUSY = 0.5
 """Load a core above which a machine is not quiet."""
@@ -48,6 +52,18 @@ def software_facts() -> dict[str, str]:
     return runtime_versions() | ({"commit": commit} if commit else {})
 
 
+def provenance(*packages: str) -> dict[str, Any]:
+    """When, where and with what a script of `benchmarks/` measured; with the versions of these packages, too."""
+    software = software_facts()
+    return {
+        "date": datetime.now(timezone.utc).date().isoformat(),
+        "commit": software.pop("commit", None),
+        "machine": machine_facts(),
+        "state": machine_state(),
+        "versions": software | {name: version(name) for name in packages},
+    }
+
+
 def machine_state() -> dict[str, str]:
     """What else the machine was doing."""
     free = available_memory()
@@ -78,7 +94,7 @@ def recent_load() -> float:
 
 
 def checkout_commit(folder: Path) -> str | None:
-    """The commit of the checkout that tracks a folder's files, marked if it has changes; None elsewhere.
+    """The commit of the checkout that tracks a folder's files, marked if anything but results changed; None elsewhere.
 
     A package installed into an environment that lies in some other project's checkout is not tracked by it.
     """
@@ -86,7 +102,8 @@ def checkout_commit(folder: Path) -> str | None:
     commit = _git(folder, "rev-parse", "--short=12", "HEAD")
     if tracked is None or commit is None:
         return None
-    return f"{commit} with changes" if _git(folder, "status", "--porcelain", "--", ".") else commit
+    changes = _git(folder, "status", "--porcelain", "--", ":/", ":(exclude,top)benchmarks/results")
+    return f"{commit} with changes" if changes else commit
 
 
 def processor_name() -> str:
@@ -98,11 +115,6 @@ def processor_name() -> str:
     except OSError:
         pass  # not Linux
     return platform.processor() or platform.machine() or "unknown"
-
-
-def usable_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def gpu_state(readings: Sequence[GpuReading]) -> GpuState | None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from masksam_deploy.backends import Device, GraphChain, Network, Session
 from masksam_deploy.backends.base import Tensors
-from masksam_deploy.backends.onnxruntime import import_runtime
+from masksam_deploy.backends.onnxruntime import PROVIDERS, import_runtime
 from masksam_deploy.bench.contenders import Contender
 from masksam_deploy.bench.inputs import BenchScan, Window
 from masksam_deploy.bench.results import ScanTimes, WindowTimes
@@ -123,7 +123,7 @@ def measure_windows(
         tick(done, repeats * len(opened))
         if done % len(opened) == 0:
             after_round()
-    copies = [copy_times(windows[0], one.contender.device, repeats) for one in opened]
+    copies = [copy_times(windows[0], one.network.device, repeats) for one in opened]
     return [
         WindowTimes(
             whole=Timing(samples=tuple(whole[one.contender.name])),
@@ -135,10 +135,15 @@ def measure_windows(
 
 
 def copy_times(window: Window, device: Device, repeats: int) -> Timing | None:
-    """Copies of a window to the GPU by ONNX Runtime; None on a CPU. Not yet run on a GPU."""
+    """Copies of a window to the GPU by ONNX Runtime; None on a CPU, or without its build for GPUs.
+
+    Not yet run on a GPU.
+    """
     if device == "cpu":
         return None
     runtime = import_runtime(device)
+    if PROVIDERS[device] not in runtime.get_available_providers():
+        return None  # TensorRT runs without it; nothing but this figure is missing
     seconds = []
     for _ in range(repeats):
         started = time.perf_counter()
@@ -148,7 +153,7 @@ def copy_times(window: Window, device: Device, repeats: int) -> Timing | None:
 
 
 def segment(
-    bundle: Bundle, one: Opened, scan: BenchScan, settings: ScanSettings, folder: Path
+    bundle: Bundle, one: Opened, scan: BenchScan, settings: ScanSettings, threads: int | None, folder: Path
 ) -> tuple[Volume, float, dict[str, float]]:
     """Segment a scan as `infer` does, from file to file: the label map, seconds in all, seconds by stage."""
     one.watch.seconds.clear()
@@ -157,7 +162,12 @@ def segment(
     with own.stage("read"):
         volume = read_volume(scan.paths)
     segmenter = Segmenter(
-        bundle, device=one.contender.device, network=one.network, tta=settings.tta, step=settings.step
+        bundle,
+        device=one.contender.device,
+        network=one.network,
+        tta=settings.tta,
+        step=settings.step,
+        threads=threads,
     )  # not closed: that would close the network
     labels, report = segmenter(volume)
     with own.stage("write"):
@@ -171,6 +181,7 @@ def measure_scans(
     opened: Sequence[Opened],
     scan: BenchScan,
     settings: ScanSettings,
+    threads: int | None,
     repeats: int,
     folder: Path,
     tick: Tick = lambda *_: None,
@@ -180,7 +191,7 @@ def measure_scans(
     stages: dict[str, list[dict[str, float]]] = {one.contender.name: [] for one in opened}
     for _, one in in_turns(opened, repeats):
         time.sleep(PAUSE)
-        _, seconds, by_stage = segment(bundle, one, scan, settings, folder)
+        _, seconds, by_stage = segment(bundle, one, scan, settings, threads, folder)
         whole[one.contender.name].append(seconds)
         stages[one.contender.name].append(by_stage)
         tick(sum(map(len, whole.values())), repeats * len(opened))
@@ -199,10 +210,10 @@ def measure_scans(
 def _stages(
     own: dict[str, float], reported: dict[str, float], graphs: dict[str, float], whole: float
 ) -> dict[str, float]:
-    """In the order of the work: the report's own stages, with its `network` told graph by graph."""
+    """In the order of the work: the report's own stages, with its `network` told graph by graph where that is known."""
     told = {"read": own["read"]}
     for stage, seconds in reported.items():
-        if stage == "network":
+        if stage == "network" and graphs:
             continue
         if stage == "accumulate":
             told |= graphs

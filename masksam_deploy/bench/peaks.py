@@ -15,14 +15,13 @@ import onnx
 from onnx import TensorProto, helper
 
 from masksam_deploy.backends import Device
-from masksam_deploy.backends.onnxruntime import import_runtime
+from masksam_deploy.backends.onnxruntime import PROVIDERS, import_runtime, provider_options
 
 SIDE = 2048
 """Of the matrices multiplied: large enough for full speed, a fraction of a second on two cores."""
 ELEMENTS = 2**25
 """Of the arrays added: 128 MiB each, far beyond any cache."""
 REPEATS = 15
-_PROVIDERS: dict[Device, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
 def peak_flops(*, device: Device = "cpu", threads: int | None = None, side: int = SIDE) -> float:
@@ -50,7 +49,9 @@ def _seconds(
     with TemporaryDirectory() as folder:
         path = Path(folder) / "peak.onnx"
         onnx.save(model, str(path))
-        session = runtime.InferenceSession(str(path), options, providers=[_PROVIDERS[device]])
+        session = runtime.InferenceSession(
+            str(path), options, providers=[(PROVIDERS[device], provider_options(device))]
+        )
     binding = session.io_binding()
     for name in "ab":
         binding.bind_ortvalue_input(name, runtime.OrtValue.ortvalue_from_numpy(operand, device, 0))

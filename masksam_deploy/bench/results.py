@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import stat
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, JsonValue, ValidationError, computed_field, model_validator
 
+from masksam_deploy.backends.base import Device
 from masksam_deploy.bench.timing import Frozen, Timing
 from masksam_deploy.errors import MaskSamError
 from masksam_deploy.manifest_rules import condensed
@@ -44,13 +46,19 @@ class WindowTimes(Frozen):
 
     Attributes:
         whole: all graphs together, with what lies between them.
-        graphs: each graph, in order; only one entry where a runtime takes the network as a whole.
+        graphs: each graph, in order; none where a runtime takes the network as a whole.
         copy_to_device: the window to the GPU, measured on its own; it is part of the first graph's time.
     """
 
     whole: Timing
     graphs: dict[str, Timing]
     copy_to_device: Timing | None = None
+
+    @model_validator(mode="after")
+    def _took_time(self) -> WindowTimes:
+        if not all(timing.p50 > 0 for timing in (self.whole, *self.graphs.values())):
+            raise ValueError("a window or a graph that took no time was not measured")
+        return self
 
     @computed_field  # type: ignore[prop-decorator]
     @property
@@ -69,6 +77,12 @@ class ScanTimes(Frozen):
 
     whole: Timing
     stages: dict[str, Timing]
+
+    @model_validator(mode="after")
+    def _took_time(self) -> ScanTimes:
+        if not self.whole.p50 > 0:
+            raise ValueError("a scan that took no time was not measured")
+        return self
 
 
 class ColdStart(Frozen):
@@ -104,9 +118,17 @@ class GpuState(Frozen):
 
 
 class Run(Frozen):
-    """One contender. `precisions` are per graph, as built; `engine` is None for the bundle's own graphs."""
+    """One contender.
+
+    Attributes:
+        name: unique.
+        device: where it ran.
+        precisions: per graph, as built.
+        engine: None for the bundle's own graphs.
+    """
 
     name: str
+    device: Device = "cpu"
     precisions: dict[str, str]
     engine: str | None
     providers: dict[str, str]
@@ -136,9 +158,10 @@ class Work(Frozen):
 
 
 class Roofline(Frozen):
-    """What each graph has to do, and what the machine was measured to be able to, at float32."""
+    """What each graph has to do, and what a device was measured to be able to, at float32."""
 
     graphs: dict[str, Work]
+    device: Device = "cpu"
     peak_flops_per_s: float = Field(gt=0)
     peak_bytes_per_s: float = Field(gt=0)
 
@@ -187,8 +210,12 @@ def read_result(path: Path) -> BenchResult:
         BenchError: it cannot be read.
     """
     try:
-        if path.stat().st_size > READ_LIMIT:
-            raise BenchError(f"{shown(path)}: found more than {READ_LIMIT} bytes, expected what bench --json writes")
+        # The type first: a device or a pipe has no size, and no end.
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode) or found.st_size > READ_LIMIT:
+            raise BenchError(
+                f"{shown(path)}: found no file of at most {READ_LIMIT} bytes, expected what bench --json writes"
+            )
         return BenchResult.model_validate_json(path.read_bytes(), strict=True)
     except ValidationError as error:
         raise BenchError(f"{shown(path)}: {condensed(error)}; measure again with bench --json") from error

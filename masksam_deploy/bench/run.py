@@ -13,6 +13,7 @@ from typing import TypeAlias
 import numpy as np
 
 from masksam_deploy.backends import Device, open_chain
+from masksam_deploy.backends.onnxruntime import PROVIDERS, import_runtime
 from masksam_deploy.bench.check import Expected, check_scan, check_windows, expected_of
 from masksam_deploy.bench.cold import ColdRequest, measure_cold
 from masksam_deploy.bench.contenders import Contender, check_names
@@ -24,13 +25,22 @@ from masksam_deploy.bench.machine import (
     machine_state,
     recent_load,
     software_facts,
-    usable_cores,
 )
 from masksam_deploy.bench.measure import Opened, ScanSettings, measure_scans, measure_windows, segment
-from masksam_deploy.bench.results import BenchResult, Check, ColdStart, Roofline, Run, ScanTimes, WindowTimes
+from masksam_deploy.bench.results import (
+    BenchError,
+    BenchResult,
+    Check,
+    ColdStart,
+    Roofline,
+    Run,
+    ScanTimes,
+    WindowTimes,
+)
 from masksam_deploy.bundle import Bundle
 from masksam_deploy.errors import MaskSamError
 from masksam_deploy.gpus import GpuReading, read_gpu
+from masksam_deploy.team import usable_cores
 from masksam_deploy.text import one_line
 
 Progress: TypeAlias = Callable[[str, int, int], None]
@@ -46,11 +56,12 @@ class Settings:
         repeats: runs of single windows, for each contender.
         scan_repeats: runs of the whole scan; 0 for none, then only windows are checked too.
         windows: how many windows of the scan to use.
-        threads: for the network; by default all cores.
+        threads: for the network, and for what comes before and after it; by default all cores.
         cold: whether to start fresh processes.
         roofline: whether to measure the machine's peak and count the graphs.
         scan: how scans are segmented.
-        trained: whether the network's classes mean something; those of random weights do not, see `check_windows`.
+        trained: whether the network's classes mean something; those of random weights do not, see `check_windows`, and
+            no label map is checked.
     """
 
     repeats: int = 20
@@ -61,6 +72,11 @@ class Settings:
     roofline: bool = True
     scan: ScanSettings = field(default_factory=ScanSettings)
     trained: bool = True
+
+    @property
+    def judges_scans(self) -> bool:
+        """Whether label maps are held to those of the float32 graphs."""
+        return self.trained and self.scan_repeats > 0
 
 
 def run_bench(
@@ -82,14 +98,15 @@ def run_bench(
         progress: told what is being done.
 
     Raises:
-        BenchError: no contenders, two of the same name, or a fresh process fails.
+        BenchError: no contenders, or two of the same name.
         ScanError: the scan cannot be read or does not fit the model.
         BackendError, EngineError: a contender does not load, or the float32 graphs fail.
     """
     check_names(contenders)
     tell: Progress = progress or (lambda *_: None)
     started = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    state, warning = machine_state(), busy_warning(recent_load(), usable_cores())
+    state, busy = machine_state(), busy_warning(recent_load(), usable_cores())
+    warnings = [busy] if busy else []
     windows = windows_of(bundle, scan, settings.windows, settings.scan.step)
     with TemporaryDirectory() as name:
         folder = Path(name)
@@ -98,16 +115,18 @@ def run_bench(
             runs = _checked(bundle, contenders, scan, windows, settings, folder, opened, tell)
             readings: list[GpuReading] = []
             window_times, scan_times = _measured(bundle, opened, scan, windows, settings, folder, readings, tell)
+            devices = [one.network.device for one in opened]
         finally:
             for one in opened:
                 one.network.close()
-        cold = _cold(bundle, [one.contender for one in opened], scan, windows[0], settings, folder, tell)
+        fresh = [one.contender for one in opened]
+        cold = _cold(bundle, fresh, scan, windows[0], settings, folder, warnings, tell)
     passed = [one.contender.name for one in opened]
     timed = {
         name: {"windows": window_times[index], "scan": scan_times[index], "cold": cold[index]}
         for index, name in enumerate(passed)
     }
-    roofline, problem = _roofline(bundle, contenders[0].device, settings, tell)
+    roofline, problem = _roofline(bundle, devices[0] if devices else "cpu", settings, tell)
     return BenchResult(
         started_utc=started,
         bundle={"name": bundle.manifest.name, "manifest_sha256": bundle.sha256},
@@ -126,7 +145,7 @@ def run_bench(
         roofline=roofline,
         roofline_problem=problem,
         gpu=gpu_state(readings),
-        warnings=(warning,) if warning else (),
+        warnings=tuple(warnings),
     )
 
 
@@ -149,11 +168,12 @@ def _checked(
         tell(f"checking: {contender.name}", number, steps)
         one = Opened.of(contender)
         check = check_windows(one.network, windows, expected, contender.precision, trained=settings.trained)
-        if check.passed and settings.scan_repeats:
+        if check.passed and settings.judges_scans:
             check = _scan_check(bundle, one, scan, expected, check, settings, folder)
         runs.append(
             Run(
                 name=contender.name,
+                device=one.network.device,
                 precisions=one.network.precisions,
                 engine=one.network.engine,
                 providers=one.network.providers,
@@ -171,9 +191,9 @@ def _expected(bundle: Bundle, scan: BenchScan, windows: Sequence[Window], settin
     network = open_chain(bundle, threads=settings.threads)
     reference = Opened(Contender(REFERENCE, "fp32", "cpu", lambda: network), network)
     with network:
-        if not settings.scan_repeats:
+        if not settings.judges_scans:
             return expected_of(network, windows, None, None, bundle)
-        labels, _, _ = segment(bundle, reference, scan, settings.scan, folder)
+        labels, _, _ = segment(bundle, reference, scan, settings.scan, settings.threads, folder)
         return expected_of(network, windows, labels, scan, bundle)
 
 
@@ -187,7 +207,7 @@ def _scan_check(
     folder: Path,
 ) -> Check:
     try:
-        labels, _, _ = segment(bundle, one, scan, settings.scan, folder)
+        labels, _, _ = segment(bundle, one, scan, settings.scan, settings.threads, folder)
     except MaskSamError as error:
         return check.model_copy(update={"passed": False, "problem": f"it failed: {one_line(str(error), 400)}"})
     return check_scan(check, labels, expected, bundle, one.contender.precision)
@@ -215,8 +235,8 @@ def _measured(
     times = measure_windows(opened, windows, settings.repeats, partial(tell, "timing windows"), look)
     if not settings.scan_repeats:
         return times, [None] * len(opened)
-    repeats = settings.scan_repeats
-    return times, measure_scans(bundle, opened, scan, settings.scan, repeats, folder, partial(tell, "timing scans"))
+    how, told = (settings.scan, settings.threads, settings.scan_repeats), partial(tell, "timing scans")
+    return times, measure_scans(bundle, opened, scan, *how, folder, told)
 
 
 def _cold(
@@ -226,9 +246,10 @@ def _cold(
     window: Window,
     settings: Settings,
     folder: Path,
+    warnings: list[str],
     tell: Progress,
 ) -> list[ColdStart | None]:
-    """One fresh process for each contender that can be opened in one."""
+    """One fresh process for each contender that can be opened in one; one that fails is a warning."""
     file = folder / "window.npy"
     np.save(file, window)
     found: list[ColdStart | None] = []
@@ -247,14 +268,21 @@ def _cold(
             tta=settings.scan.tta,
             step=settings.scan.step,
         )
-        found.append(measure_cold(request))
+        try:
+            found.append(measure_cold(request))
+        except BenchError as error:  # the times of hours may have been taken by now
+            warnings.append(f"{contender.name}: {error}")
+            found.append(None)
     return found
 
 
 def _roofline(bundle: Bundle, device: Device, settings: Settings, tell: Progress) -> tuple[Roofline | None, str | None]:
-    """Peaks and counts; None, and why, without onnx or where a graph cannot be counted."""
+    """Peaks of a device, and counts; None, and why, without onnx or where a graph cannot be counted."""
     if not settings.roofline:
         return None, "not asked for"
+    if PROVIDERS[device] not in import_runtime(device).get_available_providers():
+        problem = f"the peak of '{device}' is measured in ONNX Runtime; needs: pip install 'masksam-deploy[{device}]'"
+        return None, problem
     tell("measuring the machine's peak", 0, 1)
     try:
         from masksam_deploy.bench.counts import count_work
@@ -270,6 +298,9 @@ def _roofline(bundle: Bundle, device: Device, settings: Settings, tell: Progress
         graphs = {graph.name: count_work(bundle.graph_path(graph.name)) for graph in bundle.manifest.graphs}
     except MaskSamError as error:
         return None, one_line(str(error), 400)
-    flops = peak_flops(device=device, threads=settings.threads)
-    bandwidth = peak_bandwidth(device=device, threads=settings.threads)
-    return Roofline(graphs=graphs, peak_flops_per_s=flops, peak_bytes_per_s=bandwidth), None
+    try:
+        flops = peak_flops(device=device, threads=settings.threads)
+        bandwidth = peak_bandwidth(device=device, threads=settings.threads)
+    except Exception as error:  # noqa: BLE001  whatever the runtime raises, such as too little memory: times are kept
+        return None, one_line(f"the peak of '{device}' could not be measured: {error}", 400)
+    return Roofline(graphs=graphs, device=device, peak_flops_per_s=flops, peak_bytes_per_s=bandwidth), None

@@ -44,22 +44,24 @@ def print_result(result: BenchResult, file: IO[str]) -> None:
 
 
 def print_comparison(comparison: ResultComparison, file: IO[str]) -> None:
-    """Print every duration of both results."""
+    """Print all that both results have."""
     rows = [
         (
             c.run,
             c.what,
-            *(f"{1e3 * seconds:.4g}" for seconds in (c.old, c.new, c.noise)),
-            f"{c.new / c.old:.3f}",
+            *(c.told(value) for value in (c.old, c.new, c.noise)),
+            f"{c.new / c.old:.3f}" if c.old else _NONE,
             "" if c.verdict == "same" else c.verdict,
         )
         for c in comparison.changes
     ]
-    columns = ("contender", "what", "old ms", "new ms", "noise ms", "ratio", "")
+    columns = ("contender", "what", "old", "new", "noise", "ratio", "")
     console = _console(file)
     console.print(_table("Medians", columns, rows))
     for name, why in comparison.lost.items():
         console.print(Text(f"{one_line(name)} is no longer timed: {one_line(why, 400)}"), soft_wrap=True)
+    for warning in comparison.warnings:
+        console.print(Text(f"warning: {one_line(warning, 400)}"), soft_wrap=True)
 
 
 def headline(result: BenchResult) -> str:

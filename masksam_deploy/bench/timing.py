@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from statistics import median
 
-from pydantic import BaseModel, ConfigDict, Field, computed_field
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, computed_field
 
 NORMAL = 1.4826
 """Times the median absolute deviation is the standard deviation of a normal distribution."""
@@ -23,7 +23,7 @@ class Frozen(BaseModel):
 class Timing(Frozen):
     """Durations of the same work in seconds, in the order in which they were measured."""
 
-    samples: tuple[float, ...] = Field(min_length=1)
+    samples: tuple[NonNegativeFloat, ...] = Field(min_length=1)
 
     @computed_field  # type: ignore[prop-decorator]
     @property
@@ -48,6 +48,11 @@ class Timing(Frozen):
     def spread(self) -> float:
         """Of one sample around the median; see `spread`."""
         return spread(self.samples)
+
+    @property
+    def uncertainty(self) -> float:
+        """The median's standard error, where the noise is normal: what remains of the spread over all samples."""
+        return math.sqrt(math.pi / 2 / len(self.samples)) * self.spread
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
@@ -76,8 +81,3 @@ def spread(values: Sequence[float]) -> float:
         return (max(values) - min(values)) / 2
     middle = median(values)
     return NORMAL * median(abs(value - middle) for value in values)
-
-
-def pooled(first: float, second: float) -> float:
-    """One spread for two sets of samples: the root of their mean square."""
-    return math.hypot(first, second) / math.sqrt(2)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 from masksam_deploy.cli.infer import checked_step
 from masksam_deploy.cli.progress import progress_bar
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     "--scan-repeats", type=click.IntRange(0), default=3, show_default=True, help="Scans timed; 0 for windows only."
 )
 @click.option("--windows", type=click.IntRange(1), default=3, show_default=True, help="Different windows to time.")
-@click.option("--threads", type=click.IntRange(1), help="CPU threads for the network [all cores].")
+@click.option("--threads", type=click.IntRange(1), help="CPU threads [all cores].")
 @click.option("--tta/--no-tta", default=True, help="Mirror windows of the scan where the bundle allows it [on].")
 @click.option("--step", type=float, callback=checked_step, default=0.5, show_default=True, help="As for infer.")
 @click.option("--cold/--no-cold", default=True, help="Also start fresh processes [on].")
@@ -52,7 +53,9 @@ if TYPE_CHECKING:
 @click.option("--json", "json_path", type=FILE, help="Write everything for machines (.json).")
 @click.option("--html", "html_path", type=FILE, help="Write a report with plots (.html).")
 @click.option("--compare", "compared", nargs=2, type=FILE, metavar="OLD NEW", help="Compare two JSON results instead.")
+@click.pass_context
 def bench(
+    context: click.Context,
     bundle: Path | None,
     scan: Path | None,
     channels: tuple[Path, ...],
@@ -76,11 +79,14 @@ def bench(
 
     Without SCAN, the bundle's own validation scan is used, else a synthetic one. Every contender is first held to the
     float32 graphs; one that disagrees gets no time, and the exit code is 3. With --compare, two results are compared
-    instead; the exit code is 3 if anything became slower by more than the noise.
+    instead; the exit code is 3 if a window, a graph, the scan or a stage became slower by more than the noise, or the
+    peak memory larger. How long a fresh process takes is measured once, and not compared.
     """
     if compared:
-        if bundle:
-            raise click.UsageError("--compare takes two results and no bundle")
+        others = [param for param in context.command.params if param.name != "compared" and _was_given(context, param)]
+        if others:
+            names = ", ".join(param.get_error_hint(context) for param in others)
+            raise click.UsageError(f"--compare takes two results and nothing else, found {names}")
         _compare(*compared)
         return
     if bundle is None:
@@ -106,6 +112,10 @@ def bench(
     write_outputs(result, json_path, html_path)
     _tell(result, json_path, html_path)
     check_disagreements(result)
+
+
+def _was_given(context: click.Context, parameter: click.Parameter) -> bool:
+    return context.get_parameter_source(str(parameter.name)) is ParameterSource.COMMANDLINE
 
 
 def _contenders(

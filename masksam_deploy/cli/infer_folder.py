@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -232,10 +232,9 @@ def _interruption_told(ledger: Ledger) -> Iterator[None]:
     try:
         yield
     except (SystemExit, KeyboardInterrupt, MaskSamError):
-        totals: Mapping[str, int] = ledger.report.totals
         click.echo(
-            f"stopped after {totals['done'] + totals['skipped']} of {sum(totals.values())} scans; what is complete "
-            "stays: go on with --resume",
+            f"stopped after {ledger.complete} of {len(ledger.report.scans)} scans; what is complete stays: go on with "
+            "--resume",
             err=True,
         )
         raise

@@ -18,7 +18,7 @@ from masksam_deploy.io.labels import check_label_name
 from masksam_deploy.overlay import require_pillow
 from masksam_deploy.profiles import in_words
 from masksam_deploy.report import Report, Stopwatch
-from masksam_deploy.results import Outputs, described, write_results
+from masksam_deploy.results import Outputs, described_scan, write_results
 from masksam_deploy.scans import find_scans
 from masksam_deploy.segmenter import BYTES_PER_VOXEL
 from masksam_deploy.text import one_line, shown
@@ -38,7 +38,7 @@ def infer_scan(inputs: tuple[Path, ...], bundle: Path, outputs: Outputs, how: Ru
         result = segmenter(volume, partial(progress, "network") if progress else None)
     result.report.settings = settings
     title = f"{inputs[0].name}   {loaded.manifest.name}"
-    write_results(volume, result, outputs, [described(path) for path in inputs], watch, title)
+    write_results(volume, result, outputs, described_scan(inputs), watch, title)
     if as_json:
         click.echo(json.dumps(result.report.to_dict(), indent=2))
         return

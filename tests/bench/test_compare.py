@@ -7,13 +7,14 @@ from hypothesis import strategies as st
 from masksam_deploy.bench.compare import (
     NOISE_FACTOR,
     SMALLEST_CHANGE,
+    SMALLEST_OF_FEW,
     Change,
     RegressionError,
     check_regressions,
     compare_results,
 )
 from masksam_deploy.bench.results import BenchError
-from tests.bench.example_result import refused, result, run
+from tests.bench.example_result import refused, result, run, timing
 
 medians = st.floats(1e-4, 1e2)
 noises = st.floats(0, 10)
@@ -48,7 +49,7 @@ def test_a_result_is_no_regression_of_itself(samples: list[float]) -> None:
 def test_a_slower_window_is_found_with_the_graphs_that_made_it_slow() -> None:
     old = result(run("a", QUIET), run("b", QUIET))
     new = result(run("a", QUIET), run("b", [1.2 * sample for sample in QUIET]))
-    found = {(change.run, change.what) for change in compare_results(old, new).slower}
+    found = {(change.run, change.what) for change in compare_results(old, new).worse}
     assert found == {("b", "window"), *(("b", f"window: {g}") for g in ("encoder", "prompt_generator", "decoder"))}
     with pytest.raises(RegressionError, match=r"b, window: 1000 ms became 1200 ms") as caught:
         check_regressions(compare_results(old, new))
@@ -57,16 +58,66 @@ def test_a_slower_window_is_found_with_the_graphs_that_made_it_slow() -> None:
 
 
 def test_the_same_change_within_the_noise_is_none() -> None:
-    noisy = [0.8, 0.9, 1.0, 1.1, 1.2]
+    noisy = [0.7, 0.85, 1.0, 1.15, 1.3]
     old, new = result(run("a", noisy)), result(run("a", [1.2 * sample for sample in noisy]))
-    assert not compare_results(old, new).slower
+    assert not compare_results(old, new).worse
 
 
 def test_stages_are_judged_unless_they_hardly_count() -> None:
     old, new = result(run("a", QUIET, (10.0, 10.0))), result(run("a", QUIET, (20.0, 20.0)))
-    found = {change.what for change in compare_results(old, new).slower}
+    found = {change.what for change in compare_results(old, new).worse}
     assert {"scan", "scan: read", "scan: preprocess", "scan: encoder"} <= found
     assert "scan: write" not in found  # half a percent
+
+
+def test_a_stage_that_comes_to_count_is_judged() -> None:
+    old, new = result(run("a", QUIET)), result(run("a", QUIET))
+    assert new.runs[0].scan is not None
+    stages = new.runs[0].scan.stages | {"write": timing(1.0, 1.1)}
+    slow = new.runs[0].model_copy(update={"scan": new.runs[0].scan.model_copy(update={"stages": stages})})
+    assert [change.what for change in compare_results(old, result(slow)).worse] == ["scan: write"]
+
+
+def test_more_samples_show_a_smaller_change() -> None:
+    noisy = [0.9, 0.95, 1.0, 1.05, 1.1]
+    for repeats, found in ((1, False), (20, True)):
+        old, new = result(run("a", noisy * repeats)), result(run("a", [1.08 * sample for sample in noisy * repeats]))
+        assert bool(compare_results(old, new).worse) == found
+
+
+def test_few_samples_need_a_larger_change() -> None:
+    for few in ([1.0], [1.0, 1.0, 1.0]):
+        for factor in (0.99 + SMALLEST_OF_FEW, 1.01 + SMALLEST_OF_FEW):
+            old, new = result(run("a", few)), result(run("a", [factor * sample for sample in few]))
+            assert bool(compare_results(old, new).worse) == (factor > 1 + SMALLEST_OF_FEW)
+
+
+def test_more_memory_is_a_regression() -> None:
+    old, new = result(run("a", QUIET)), result(run("a", QUIET))
+    assert new.runs[0].cold is not None
+    cold = new.runs[0].cold.model_copy(update={"peak_rss_bytes": 2**29})
+    new = result(new.runs[0].model_copy(update={"cold": cold}))
+    with pytest.raises(RegressionError, match="a, peak memory: 256 MiB became 512 MiB"):
+        check_regressions(compare_results(old, new))
+    assert [change.verdict for change in compare_results(new, old).changes].count("smaller") == 1
+
+
+def test_a_part_that_is_no_longer_timed_is_a_regression() -> None:
+    old, new = result(run("a", QUIET)), run("a", QUIET)
+    with pytest.raises(RegressionError, match="a, scan is no longer timed"):
+        check_regressions(compare_results(old, result(new.model_copy(update={"scan": None}))))
+    assert new.windows is not None
+    graphs = {graph: timing for graph, timing in new.windows.graphs.items() if graph != "decoder"}
+    new = new.model_copy(update={"windows": new.windows.model_copy(update={"graphs": graphs})})
+    with pytest.raises(RegressionError, match="a, window: decoder is no longer timed"):
+        check_regressions(compare_results(old, result(new)))
+
+
+def test_the_warnings_of_both_results_are_told() -> None:
+    old = result(run("a", QUIET))
+    new = old.model_copy(update={"warnings": ("the machine was busy",)})
+    assert compare_results(old, new).warnings == ("new result: the machine was busy",)
+    assert compare_results(new, new).warnings[0] == "old result: the machine was busy"
 
 
 def test_a_contender_that_is_no_longer_timed_is_a_regression() -> None:
@@ -80,6 +131,7 @@ def test_a_contender_that_is_no_longer_timed_is_a_regression() -> None:
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
+        ("bundle", {"name": "another"}, "bundle another"),
         ("machine", {"processor": "Another CPU", "cores": "2"}, "machine's processor Another CPU"),
         ("input", {"sha256": "ef" * 32}, "scan efef"),
         ("settings", {"threads": 4, "windows": 3, "scan": {"tta": True, "step": 0.5}}, "setting 'threads' 4"),

@@ -96,6 +96,16 @@ def test_views_are_free_and_elementwise_work_moves_bytes(tmp_path: Path) -> None
     assert work.intensity == work.flops / work.bytes
 
 
+def test_slices_read_only_what_they_give(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Slice", ["x", "first", "last", "axis"], ["part"]),
+        helper.make_node("MatMul", ["part", "w"], ["y"]),
+    ]
+    weights = {"first": np.array([0]), "last": np.array([2]), "axis": np.array([1]), "w": (5, 7)}
+    work = count_work(graph(tmp_path, nodes, {"x": ["B", 100, 5]}, {"y": ["B", 2, 7]}, weights))  # type: ignore[list-item]
+    assert work.bytes == 4 * (2 * 10 + (10 + 35 + 14))
+
+
 def test_a_node_with_a_body_is_counted_by_its_body(tmp_path: Path) -> None:
     body = helper.make_function(
         "own",

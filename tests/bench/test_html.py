@@ -114,10 +114,12 @@ def test_a_point_of_the_roofline_is_work_over_time() -> None:
     one = result(run("a", [3.0]))
     assert one.roofline is not None
     work = one.roofline.graphs
-    points = {graph: rate for _, _, graph, rate in roofline_points(work, one.runs)}
+    points = {graph: rate for _, _, graph, rate in roofline_points(work, one.runs, "cpu")}
     assert points == {"encoder": 1e9, "prompt_generator": 2e9, "decoder": 3e9}
     assert whole_work(one.roofline).flops == 6 * 10**9
     assert "matrix product: 100 GFLOP/s" in str(roofline_chart(one.roofline, one.runs))
+    assert roofline_points(work, one.runs, "cuda") == []  # another device's roof
+    assert "matrix product" in str(roofline_chart(one.roofline.model_copy(update={"device": "cuda"}), one.runs))
 
 
 @given(st.floats(1e-3, 1e9), st.floats(1.5, 1e6))

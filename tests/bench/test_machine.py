@@ -13,7 +13,6 @@ from masksam_deploy.bench.machine import (
     machine_facts,
     processor_name,
     recent_load,
-    usable_cores,
 )
 from masksam_deploy.bench.peaks import peak_bandwidth, peak_flops
 from masksam_deploy.gpus import GpuReading
@@ -38,6 +37,13 @@ def test_the_commit_is_that_of_the_checkout_which_tracks_the_package(tmp_path: P
     git(tmp_path, "add", ".")
     git(tmp_path, "commit", "-q", "-m", "first")
     assert checkout_commit(package) == git(tmp_path, "rev-parse", "--short=12", "HEAD")
+    results = tmp_path / "benchmarks" / "results"
+    results.mkdir(parents=True)
+    (results / "new.json").write_text("{}")
+    assert "with changes" not in str(checkout_commit(package))
+    (tmp_path / "beside.py").write_text("")
+    assert str(checkout_commit(package)).endswith(" with changes")
+    (tmp_path / "beside.py").unlink()
     (package / "__init__.py").write_text("changed = True")
     assert str(checkout_commit(package)).endswith(" with changes")
 
@@ -45,7 +51,7 @@ def test_the_commit_is_that_of_the_checkout_which_tracks_the_package(tmp_path: P
 def test_the_machine_is_described() -> None:
     facts = machine_facts()
     assert {"processor", "cores", "memory", "system"} <= set(facts)
-    assert processor_name() and usable_cores() >= 1
+    assert processor_name()
     assert all(facts.values())
 
 

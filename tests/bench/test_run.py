@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from masksam_deploy.backends import GraphChain, Session, open_chain
 from masksam_deploy.backends.base import Tensors
+from masksam_deploy.bench import measure
 from masksam_deploy.bench.check import WINDOW_LIMITS
 from masksam_deploy.bench.contenders import (
     Contender,
@@ -25,6 +27,7 @@ from masksam_deploy.bench.contenders import (
     valid_contenders,
 )
 from masksam_deploy.bench.inputs import bench_scan, synthetic_scan, windows_of
+from masksam_deploy.bench.measure import _stages
 from masksam_deploy.bench.results import BenchError, BenchResult, Check, Run, read_result
 from masksam_deploy.bench.run import Settings, run_bench
 from masksam_deploy.bundle import Bundle
@@ -35,6 +38,8 @@ from masksam_deploy.engines.spec import EngineSpec
 from masksam_deploy.errors import BackendError, EngineError, MissingDependencyError
 from masksam_deploy.io.write_scan import write_scan
 from masksam_deploy.manifest import Graph
+from masksam_deploy.segmenter import Segmenter
+from tests.bench.example_result import run as example
 from tests.engines.small_bundle import WIDTH
 
 QUICK = Settings(repeats=3, scan_repeats=2, windows=2, threads=1, cold=False, roofline=False)
@@ -191,11 +196,40 @@ def test_a_fresh_process_and_the_roofline_are_measured(bundle: Bundle) -> None:
     assert result.roofline.graphs["generator"].flops == 2 * 4 * 16 * 16 * (WIDTH * WIDTH + WIDTH)
 
 
-def test_a_fresh_process_that_fails_says_why(bundle: Bundle) -> None:
+def test_a_fresh_process_that_fails_is_a_warning_and_the_other_times_are_kept(bundle: Bundle) -> None:
     missing = {"kind": "bundle", "target": "onnxruntime", "precision": "int8"}
     contender = replace(float32(bundle), fresh=missing)
-    with pytest.raises(BenchError, match="found no onnxruntime int8 engine"):
-        bench(bundle, contender, settings=replace(QUICK, cold=True))
+    found = bench(bundle, contender, settings=replace(QUICK, cold=True, scan_repeats=0))
+    assert found.runs[0].cold is None and found.runs[0].windows is not None
+    assert any("found no onnxruntime int8 engine" in warning for warning in found.warnings)
+
+
+def test_a_network_that_runs_as_a_whole_is_a_stage_of_its_own() -> None:
+    reported = {"preprocess": 1.0, "network": 5.0, "accumulate": 0.5}
+    whole = _stages({"read": 0.1, "write": 0.1}, reported, {}, 7.0)
+    assert list(whole) == ["read", "preprocess", "network", "accumulate", "write", "other"]
+    assert whole["other"] == pytest.approx(0.3)
+    parts = _stages({"read": 0.1, "write": 0.1}, reported, {"encoder": 4.0, "decoder": 0.8}, 7.0)
+    assert "network" not in parts and parts["encoder"] == 4.0
+
+
+def test_the_scan_path_gets_the_threads_that_were_asked_for(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[object] = []
+    segmenter = Segmenter
+
+    def noting(*arguments: Any, **named: Any) -> Any:
+        given.append(named["threads"])
+        return segmenter(*arguments, **named)
+
+    monkeypatch.setattr(measure, "Segmenter", noting)
+    bench(bundle, float32(bundle), settings=replace(QUICK, threads=2))
+    assert set(given) == {2}
+
+
+def test_label_maps_of_an_untrained_network_are_not_judged(bundle: Bundle) -> None:
+    untrained = replace(QUICK, trained=False)
+    found = bench(bundle, float32(bundle), settings=untrained).runs[0]
+    assert found.scan is not None and found.check.scan is None
 
 
 def test_a_bundle_without_validation_scans_is_measured_on_a_synthetic_one(bare_bundle: Bundle) -> None:
@@ -254,6 +288,14 @@ def test_a_result_with_times_of_a_contender_that_disagrees_is_no_result(bundle: 
         Run.model_validate(content)
 
 
+def test_a_window_that_took_no_time_is_no_result() -> None:
+    content = example("a", [1.0]).model_dump()
+    for part in ("windows", "scan"):
+        nothing = content | {part: content[part] | {"whole": {"samples": (0.0,)}}}
+        with pytest.raises(ValueError, match="took no time"):
+            Run.model_validate(nothing)
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema_version": 2}', "not json"])
 def test_a_file_that_is_no_result_is_refused_in_one_line(tmp_path: Path, text: str) -> None:
     path = tmp_path / "result.json"
@@ -263,6 +305,8 @@ def test_a_file_that_is_no_result_is_refused_in_one_line(tmp_path: Path, text: s
     assert "\n" not in str(caught.value)
     with pytest.raises(BenchError, match="cannot be read"):
         read_result(tmp_path / "missing.json")
+    with pytest.raises(BenchError, match="found no file of at most"):
+        read_result(Path(os.devnull))
 
 
 def test_stages_are_wrapped_without_changing_what_the_network_is(bundle: Bundle) -> None:

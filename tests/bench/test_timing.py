@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from masksam_deploy.bench.timing import NORMAL, Timing, percentile, pooled, spread
+from masksam_deploy.bench.timing import NORMAL, Timing, percentile, spread
 
 durations = st.lists(st.floats(1e-6, 1e3), min_size=1, max_size=40)
 
@@ -46,14 +46,19 @@ def test_few_samples_have_half_their_range_as_spread(values: list[float], expect
     assert spread(values) == expected
 
 
-@given(st.floats(0, 1e3), st.floats(0, 1e3))
-def test_a_pooled_spread_lies_between_the_two(first: float, second: float) -> None:
-    found = pooled(first, second)
-    assert min(first, second) * (1 - 1e-9) <= found <= max(first, second) * (1 + 1e-9)
-    assert pooled(second, first) == found
+def test_the_medians_uncertainty_is_its_standard_error() -> None:
+    generator = np.random.default_rng(0)
+    sets = [Timing(samples=tuple(generator.normal(100, 3, 20).tolist())) for _ in range(2_000)]
+    found = float(np.std([timing.p50 for timing in sets]))
+    assert median(timing.uncertainty for timing in sets) == pytest.approx(found, rel=0.1)
 
 
 def test_a_timing_tells_its_statistics_in_json() -> None:
     timing = Timing(samples=(1.0, 2.0, 3.0))
     assert timing.model_dump() == {"samples": (1.0, 2.0, 3.0), "p50": 2.0, "p95": 2.9, "p99": 2.98, "spread": 1.0}
     assert Timing.model_validate_json(timing.model_dump_json(), strict=True) == timing
+
+
+def test_a_duration_below_zero_is_none() -> None:
+    with pytest.raises(ValueError, match="greater than or equal to 0"):
+        Timing(samples=(1.0, -1.0))

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from masksam_deploy.atomic import atomic_path, check_writable
 from masksam_deploy.backends.base import Device
-from masksam_deploy.backends.onnxruntime import import_runtime
+from masksam_deploy.backends.onnxruntime import PROVIDERS, import_runtime
 from masksam_deploy.engines.builders.base import (
     BuildOptions,
     BuiltEngine,
@@ -36,7 +36,6 @@ from masksam_deploy.errors import BackendError, EngineError
 from masksam_deploy.gpus import find_gpus
 from masksam_deploy.text import one_line, shown
 
-_PROVIDERS: dict[Device, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _ERRORS_ONLY = 3
 _NOT_HERE = "the typed graph itself is the engine"
 _REFUSED = {
@@ -80,7 +79,7 @@ class OnnxRuntimeBuilder:
         refuse(options, self.target, _REFUSED)
         runtime = import_runtime(self._device)
         available = runtime.get_available_providers()
-        if _PROVIDERS[self._device] not in available:
+        if PROVIDERS[self._device] not in available:
             raise BackendError(
                 f"device '{self._device}' was asked for, but this ONNX Runtime {runtime.__version__} offers only "
                 f"{', '.join(available)}; needs: pip install 'masksam-deploy[{self._device}]'"
@@ -99,7 +98,7 @@ class OnnxRuntimeBuilder:
         progress("Running it once", 1, 2)
         ran = list(self._run(graph, options, optimised=True))
         found = worked_types(ran)
-        notes = _notes(ran, _PROVIDERS[self._device])
+        notes = _notes(ran, PROVIDERS[self._device])
         if precision in ("fp16", "bf16") and self._device == "cpu" and not found.get(precision):
             notes.append(f"ONNX Runtime computes {precision} graphs in fp32 on this processor: right, but no faster")
         else:
@@ -129,7 +128,7 @@ class OnnxRuntimeBuilder:
             settings.enable_profiling = True
             settings.profile_file_prefix = str(Path(folder) / "profile")
             try:
-                session = runtime.InferenceSession(str(graph), settings, providers=[_PROVIDERS[self._device]])
+                session = runtime.InferenceSession(str(graph), settings, providers=[PROVIDERS[self._device]])
                 session.run(None, _zeros(session, options.batches[0], graph))
                 profile = Path(session.end_profiling()).read_bytes()
             except EngineError:

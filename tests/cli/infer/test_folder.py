@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import SimpleITK
 from masksam_deploy import batch
 from masksam_deploy.errors import DiskFullError, ScansFailedError
 from masksam_deploy.io import read_volume
-from masksam_deploy.results import write_results
+from masksam_deploy.results import described_scan, write_results
 from tests.cli.infer.calls import digest, done, invoke, refused, report_in, statuses, write_series
 from tests.engines.small_bundle import write_ball_scans
 
@@ -139,6 +140,20 @@ def test_a_name_that_is_no_text_fails_its_scan_alone(scans: Path, bundle: Path, 
     assert statuses(out) == {"scan_0": "done", "scan_2": "done", r"scan_\udcff": "failed"}
     assert "not UTF-8" in report_in(out)["scans"][2]["error"]["message"]
     assert isinstance(invoke(scans, "-b", bundle, "-o", out, "--resume").exception, ScansFailedError)
+
+
+def test_a_scan_that_vanishes_is_told_as_such_and_not_as_a_bug(
+    scans: Path, bundle: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def late(paths: Sequence[Path]) -> Any:
+        (scans / "scan_1.nii.gz").unlink(missing_ok=True)
+        return described_scan(paths)
+
+    monkeypatch.setattr(batch, "described_scan", late)
+    assert isinstance(invoke(scans, "-b", bundle, "-o", out).exception, ScansFailedError)
+    assert statuses(out) == {"scan_0": "done", "scan_1": "failed", "scan_2": "done"}
+    error = report_in(out)["scans"][1]["error"]
+    assert error["type"] == "ScanError" and "scan_1.nii.gz" in error["message"] and error["traceback"] is None
 
 
 def test_a_label_map_that_cannot_be_written_fails_its_scan_alone(scans: Path, bundle: Path, out: Path) -> None:

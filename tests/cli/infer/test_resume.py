@@ -104,6 +104,28 @@ def test_resume_never_replaces_a_label_map_that_somebody_corrected(
     assert report_in(out)["scans"][1]["note"].endswith("kept as scan_1.kept-2.nii.gz")
 
 
+def test_resume_never_replaces_what_appeared_where_an_interrupted_run_had_not_come_to(
+    scans: Path, bundle: Path, out: Path, finished: Path
+) -> None:
+    report = report_in(out)
+    report["scans"][1] = {"name": "scan_1", "status": "pending"}
+    (out / "report.json").write_text(json.dumps(report))
+    (out / "scan_1.nii.gz").write_bytes(b"contoured by hand")
+    done(scans, "-b", bundle, "-o", out, "--resume")
+    assert (out / "scan_1.kept-1.nii.gz").read_bytes() == b"contoured by hand"
+
+
+@pytest.mark.parametrize("package", ["masksam-deploy", "onnxruntime", "numpy", "SimpleITK"])
+def test_resume_does_again_what_another_version_made(
+    scans: Path, bundle: Path, out: Path, finished: Path, package: str
+) -> None:
+    report = report_in(out)
+    for entry in report["scans"]:
+        entry["recipe"][package] = "0.0.1"
+    (out / "report.json").write_text(json.dumps(report))
+    assert f"{package} was 0.0.1, is" in done(scans, "-b", bundle, "-o", out, "--resume")
+
+
 @pytest.mark.parametrize("option", ["--resume", "--force"])
 def test_a_failure_says_that_the_label_map_of_an_earlier_run_is_still_there(
     scans: Path, bundle: Path, out: Path, finished: Path, option: str
