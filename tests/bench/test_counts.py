@@ -102,7 +102,7 @@ def test_slices_read_only_what_they_give(tmp_path: Path) -> None:
         helper.make_node("MatMul", ["part", "w"], ["y"]),
     ]
     weights = {"first": np.array([0]), "last": np.array([2]), "axis": np.array([1]), "w": (5, 7)}
-    work = count_work(graph(tmp_path, nodes, {"x": ["B", 100, 5]}, {"y": ["B", 2, 7]}, weights))  # type: ignore[list-item]
+    work = count_work(graph(tmp_path, nodes, {"x": ["B", 100, 5]}, {"y": ["B", 2, 7]}, weights))
     assert work.bytes == 4 * (2 * 10 + (10 + 35 + 14))
 
 
