@@ -183,4 +183,4 @@ def test_a_comparison_is_a_table_with_what_became_slower() -> None:
     file = io.StringIO()
     print_comparison(compare_results(old, new), file)
     row = next(line for line in file.getvalue().splitlines() if line.split()[:2] == ["a", "window"])
-    assert row.split() == ["a", "window", "1000", "1100", "0", "1.100", "slower"]
+    assert row.split() == ["a", "window", "1000", "ms", "1100", "ms", "0", "ms", "1.100", "slower"]
