@@ -138,7 +138,7 @@ def swapped_baseline(
         ((), "give a BUNDLE"),
         (("x.masksam", "--baseline-mode", "eager"), "--baseline"),
         (("x.masksam", "--channel", "y.nii.gz"), "first channel as SCAN"),
-        (("x.masksam", "--compare", "a.json", "b.json"), "nothing else, found 'BUNDLE'"),
+        (("x.masksam", "--compare", "a.json", "b.json"), "nothing else, found '[BUNDLE]'"),
         (("--compare", "a.json", "b.json", "--html", "c.html"), "nothing else, found '--html'"),
         (("x.masksam", "--step", "0"), "not in the range"),
         (("x.masksam", "--repeats", "0"), "x>=1"),
