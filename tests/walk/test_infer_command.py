@@ -136,11 +136,14 @@ def test_failure_of_a_later_output_leaves_all_earlier_ones_as_they_were(
     labels, other = tmp_path / "seg.nii.gz", tmp_path / ("o.png" if option == "--overlay" else "r.json")
     labels.write_bytes(b"earlier labels")
     other.write_bytes(b"earlier output")
-    broken = "draw_overlay" if option == "--overlay" else "described"
+    broken = {
+        "--overlay": "work.draw_overlay = full\n",
+        "--report": "real = work.described\nwork.described = lambda path, name=None: full() if name else real(path)\n",
+    }
     script = (
         "import masksam_deploy.results as work, masksam_deploy.cli.infer_scan, masksam_deploy.cli as cli, sys\n"
         "def full(*_, **__): raise OSError(28, 'No space left on device')\n"
-        f"work.{broken} = full\n"
+        f"{broken[option]}"
         "cli.main(sys.argv[1:])"
     )
     arguments = ["infer", scan, "-b", cardiac_bundle, "-o", labels, option, other, "--no-tta", "--step", "1"]
