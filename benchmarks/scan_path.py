@@ -32,7 +32,6 @@ import numpy as np
 import SimpleITK
 from numpy.typing import NDArray
 
-from masksam_deploy.bench.machine import provenance
 from masksam_deploy.io import read_volume, write_labels
 from masksam_deploy.manifest import Label, Labels, Normalization, Preprocessing, Resampling
 from masksam_deploy.postprocess import labels_from_scores
@@ -78,6 +77,8 @@ def main() -> None:
         versions = {"now": ROOT} | ({"before": unpacked(arguments.against, folder)} if arguments.against else {})
         sources = {"demo": arguments.bundle or exported(folder), **dict.fromkeys(CASES, write_scan(folder))}
         cases = {case: compared(case, source, versions, arguments.rounds, folder) for case, source in sources.items()}
+    from masksam_deploy.bench.machine import provenance  # not in revisions that this script runs as `before`
+
     result = {
         "bars": bars(cases),
         "cases": cases,
