@@ -18,7 +18,7 @@ Exact as well, and not taken:
   leaves 84 %, 58 %, 33 % of the logits, for four kinds of windows, each with its own attention: four times the nodes.
 * The attention's other formulations below: within the noise of each other in windowed blocks. `augmented` needs no
   bias, which a fused attention could use, and the least memory in ONNX Runtime (one global block on a 1024 canvas, one
-  head: 0.6 GB instead of 1.1), but is slower there by a third and more: 128 channels beside 64. `summed` needs 1.6 GB.
+  head: 0.6 GB instead of 1.1), but takes 1.4 times as long there: 128 channels beside 64. `summed` needs 1.6 GB.
   ONNX Runtime fuses none of them beyond scaling the product. torch's own `scaled_dot_product_attention` is exported
   with a Shape operator, which bundles do not hold, and is `summed` apart from that. On a GPU: not measured.
 * Three products for queries, keys and values, which saves a split: 0.97 to 1.12 times as fast, and three launches.

@@ -56,9 +56,10 @@ def _sections(result: BenchResult) -> Iterable[str]:
     yield _table(table.AGREEMENT, table.agreement_rows(result))
     timed = [run for run in result.runs if run.windows]
     if timed:
+        order = "in turns" if result.settings.get("in_turns", True) else "one after the other"
         yield _heading(
             "One window",
-            f"Warm, contenders in turns, {result.settings.get('repeats')} runs each. A dot is a run; the thick line is "
+            f"Warm, contenders {order}, {result.settings.get('repeats')} runs each. A dot is a run; the thick line is "
             "the median, the thin ones p95 and p99. The spread is the scaled median absolute deviation.",
         )
         yield _figure(str(latency_chart(result.runs)))

@@ -30,7 +30,6 @@ from masksam_deploy.bench.measure import Opened, ScanSettings, measure_scans, me
 from masksam_deploy.bench.results import (
     BenchError,
     BenchResult,
-    Check,
     ColdStart,
     Roofline,
     Run,
@@ -42,10 +41,14 @@ from masksam_deploy.errors import MaskSamError
 from masksam_deploy.gpus import GpuReading, read_gpu
 from masksam_deploy.team import usable_cores
 from masksam_deploy.text import one_line
+from masksam_deploy.volume import Volume
 
 Progress: TypeAlias = Callable[[str, int, int], None]
 
 REFERENCE = "float32 reference"
+ONE_BY_ONE = (
+    "contenders were timed one after the other, not in turns: what else the machine did may have fallen on one of them"
+)
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,8 @@ class Settings:
         scan: how scans are segmented.
         trained: whether the network's classes mean something; those of random weights do not, see `check_windows`, and
             no label map is checked.
+        in_turns: whether all contenders that agree are in memory together and take turns; else each is loaded, checked
+            and timed alone, for networks that do not fit together.
     """
 
     repeats: int = 20
@@ -72,6 +77,7 @@ class Settings:
     roofline: bool = True
     scan: ScanSettings = field(default_factory=ScanSettings)
     trained: bool = True
+    in_turns: bool = True
 
     @property
     def judges_scans(self) -> bool:
@@ -87,8 +93,6 @@ def run_bench(
     progress: Progress | None = None,
 ) -> BenchResult:
     """Check every contender, then time those that agree.
-
-    All contenders that agree are in memory at the same time.
 
     Args:
         bundle: verified.
@@ -106,27 +110,15 @@ def run_bench(
     tell: Progress = progress or (lambda *_: None)
     started = datetime.now(timezone.utc).isoformat(timespec="seconds")
     state, busy = machine_state(), busy_warning(recent_load(), usable_cores())
-    warnings = [busy] if busy else []
     windows = windows_of(bundle, scan, settings.windows, settings.scan.step)
     with TemporaryDirectory() as name:
-        folder = Path(name)
-        opened: list[Opened] = []
-        try:
-            runs = _checked(bundle, contenders, scan, windows, settings, folder, opened, tell)
-            readings: list[GpuReading] = []
-            window_times, scan_times = _measured(bundle, opened, scan, windows, settings, folder, readings, tell)
-            devices = [one.network.device for one in opened]
-        finally:
-            for one in opened:
-                one.network.close()
-        fresh = [one.contender for one in opened]
-        cold = _cold(bundle, fresh, scan, windows[0], settings, folder, warnings, tell)
-    passed = [one.contender.name for one in opened]
-    timed = {
-        name: {"windows": window_times[index], "scan": scan_times[index], "cold": cold[index]}
-        for index, name in enumerate(passed)
-    }
-    roofline, problem = _roofline(bundle, devices[0] if devices else "cpu", settings, tell)
+        bench = _Bench(bundle, scan, windows, settings, Path(name), tell)
+        expected = bench.expected()
+        together = [contenders] if settings.in_turns else [[contender] for contender in contenders]
+        runs = [run for group in together for run in bench.measured(group, expected)]
+        cold = {one.name: bench.cold(one) for one, run in zip(contenders, runs, strict=True) if run.check.passed}
+    device: Device = next((run.device for run in runs if run.check.passed), "cpu")
+    roofline, problem = _roofline(bundle, device, settings, tell)
     return BenchResult(
         started_utc=started,
         bundle={"name": bundle.manifest.name, "manifest_sha256": bundle.sha256},
@@ -141,139 +133,120 @@ def run_bench(
         machine=machine_facts(),
         software=software_facts(),
         state=state,
-        runs=tuple(run.model_copy(update=timed.get(run.name, {})) for run in runs),
+        runs=tuple(run.model_copy(update={"cold": cold.get(run.name)}) for run in runs),
         roofline=roofline,
         roofline_problem=problem,
-        gpu=gpu_state(readings),
-        warnings=tuple(warnings),
+        gpu=gpu_state(bench.readings),
+        warnings=(*filter(None, (busy, None if settings.in_turns else ONE_BY_ONE)), *bench.warnings),
     )
 
 
-def _checked(
-    bundle: Bundle,
-    contenders: Sequence[Contender],
-    scan: BenchScan,
-    windows: Sequence[Window],
-    settings: Settings,
-    folder: Path,
-    opened: list[Opened],
-    tell: Progress,
-) -> list[Run]:
-    """What each contender is and whether it agrees; those that do are appended to `opened`."""
-    steps = 1 + len(contenders)
-    tell(f"checking: {REFERENCE}", 0, steps)
-    expected = _expected(bundle, scan, windows, settings, folder)
-    runs = []
-    for number, contender in enumerate(contenders, 1):
-        tell(f"checking: {contender.name}", number, steps)
-        one = Opened.of(contender)
-        check = check_windows(one.network, windows, expected, contender.precision, trained=settings.trained)
-        if check.passed and settings.judges_scans:
-            check = _scan_check(bundle, one, scan, expected, check, settings, folder)
-        runs.append(
-            Run(
-                name=contender.name,
-                device=one.network.device,
-                precisions=one.network.precisions,
-                engine=one.network.engine,
-                providers=one.network.providers,
-                check=check,
-            )
-        )
-        if check.passed:
-            opened.append(one)
-        else:
-            one.network.close()
-    return runs
+@dataclass(frozen=True)
+class _Bench:
+    """What all contenders have in common; collects what the GPU told and what went wrong on the way."""
 
+    bundle: Bundle
+    scan: BenchScan
+    windows: Sequence[Window]
+    settings: Settings
+    folder: Path
+    tell: Progress
+    readings: list[GpuReading] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
-def _expected(bundle: Bundle, scan: BenchScan, windows: Sequence[Window], settings: Settings, folder: Path) -> Expected:
-    network = open_chain(bundle, threads=settings.threads)
-    reference = Opened(Contender(REFERENCE, "fp32", "cpu", lambda: network), network)
-    with network:
-        if not settings.judges_scans:
-            return expected_of(network, windows, None, None, bundle)
-        labels, _, _ = segment(bundle, reference, scan, settings.scan, settings.threads, folder)
-        return expected_of(network, windows, labels, scan, bundle)
+    def expected(self) -> Expected:
+        """What the float32 graphs give."""
+        self.tell(f"checking: {REFERENCE}", 0, 1)
+        network = open_chain(self.bundle, threads=self.settings.threads)
+        reference = Opened(Contender(REFERENCE, "fp32", "cpu", lambda: network), network)
+        with network:
+            if not self.settings.judges_scans:
+                return expected_of(network, self.windows, None, None, self.bundle)
+            return expected_of(network, self.windows, self._segmented(reference), self.scan, self.bundle)
 
+    def measured(self, contenders: Sequence[Contender], expected: Expected) -> list[Run]:
+        """Load, check and time contenders that are in memory together; those that disagree are not timed."""
+        opened: list[Opened] = []
+        runs: list[Run] = []
+        try:
+            for number, contender in enumerate(contenders):
+                self.tell(f"checking: {contender.name}", number, len(contenders))
+                opened.append(Opened.of(contender))
+                runs.append(self._checked(opened[-1], expected))
+                if not runs[-1].check.passed:
+                    opened.pop().network.close()
+            windows, scans = self._windows(opened), self._scans(opened)
+        finally:
+            for one in opened:
+                one.network.close()
+        return [run.model_copy(update={"windows": windows.get(run.name), "scan": scans.get(run.name)}) for run in runs]
 
-def _scan_check(
-    bundle: Bundle,
-    one: Opened,
-    scan: BenchScan,
-    expected: Expected,
-    check: Check,
-    settings: Settings,
-    folder: Path,
-) -> Check:
-    try:
-        labels, _, _ = segment(bundle, one, scan, settings.scan, settings.threads, folder)
-    except MaskSamError as error:
-        return check.model_copy(update={"passed": False, "problem": f"it failed: {one_line(str(error), 400)}"})
-    return check_scan(check, labels, expected, bundle, one.contender.precision)
-
-
-def _measured(
-    bundle: Bundle,
-    opened: Sequence[Opened],
-    scan: BenchScan,
-    windows: Sequence[Window],
-    settings: Settings,
-    folder: Path,
-    readings: list[GpuReading],
-    tell: Progress,
-) -> tuple[list[WindowTimes], Sequence[ScanTimes | None]]:
-    """Windows first, then scans; the GPU is read after every round of windows."""
-
-    def look() -> None:
-        reading = read_gpu()
-        if reading:
-            readings.append(reading)
-
-    if not opened:
-        return [], []
-    times = measure_windows(opened, windows, settings.repeats, partial(tell, "timing windows"), look)
-    if not settings.scan_repeats:
-        return times, [None] * len(opened)
-    how, told = (settings.scan, settings.threads, settings.scan_repeats), partial(tell, "timing scans")
-    return times, measure_scans(bundle, opened, scan, *how, folder, told)
-
-
-def _cold(
-    bundle: Bundle,
-    contenders: Sequence[Contender],
-    scan: BenchScan,
-    window: Window,
-    settings: Settings,
-    folder: Path,
-    warnings: list[str],
-    tell: Progress,
-) -> list[ColdStart | None]:
-    """One fresh process for each contender that can be opened in one; one that fails is a warning."""
-    file = folder / "window.npy"
-    np.save(file, window)
-    found: list[ColdStart | None] = []
-    for number, contender in enumerate(contenders):
-        tell(f"starting afresh: {contender.name}", number, len(contenders))
-        if not settings.cold or contender.fresh is None:
-            found.append(None)
-            continue
+    def cold(self, contender: Contender) -> ColdStart | None:
+        """A fresh process, where one can open the contender; one that fails is a warning."""
+        if not self.settings.cold or contender.fresh is None:
+            return None
+        self.tell(f"starting afresh: {contender.name}", 0, 1)
+        file = self.folder / "window.npy"
+        np.save(file, self.windows[0])
         request = ColdRequest(
-            bundle=str(bundle.path.resolve()),
+            bundle=str(self.bundle.path.resolve()),
             contender=contender.fresh,
             device=contender.device,
-            threads=settings.threads,
+            threads=self.settings.threads,
             window=str(file),
-            scan=tuple(str(path.resolve()) for path in scan.paths) if settings.scan_repeats else (),
-            tta=settings.scan.tta,
-            step=settings.scan.step,
+            scan=tuple(str(path.resolve()) for path in self.scan.paths) if self.settings.scan_repeats else (),
+            tta=self.settings.scan.tta,
+            step=self.settings.scan.step,
         )
         try:
-            found.append(measure_cold(request))
+            return measure_cold(request)
         except BenchError as error:  # the times of hours may have been taken by now
-            warnings.append(f"{contender.name}: {error}")
-            found.append(None)
-    return found
+            self.warnings.append(f"{contender.name}: {error}")
+            return None
+
+    def _checked(self, one: Opened, expected: Expected) -> Run:
+        network, precision = one.network, one.contender.precision
+        check = check_windows(network, self.windows, expected, precision, trained=self.settings.trained)
+        if check.passed and self.settings.judges_scans:
+            try:
+                check = check_scan(check, self._segmented(one), expected, self.bundle, precision)
+            except MaskSamError as error:
+                problem = f"it failed: {one_line(str(error), 400)}"
+                check = check.model_copy(update={"passed": False, "problem": problem})
+        return Run(
+            name=one.contender.name,
+            device=network.device,
+            precisions=network.precisions,
+            engine=network.engine,
+            providers=network.providers,
+            check=check,
+        )
+
+    def _segmented(self, one: Opened) -> Volume:
+        settings = self.settings
+        return segment(self.bundle, one, self.scan, settings.scan, settings.threads, self.folder)[0]
+
+    def _windows(self, opened: Sequence[Opened]) -> dict[str, WindowTimes]:
+        """By name; the GPU is read after every round."""
+
+        def look() -> None:
+            reading = read_gpu()
+            if reading:
+                self.readings.append(reading)
+
+        if not opened:
+            return {}
+        tick = partial(self.tell, "timing windows")
+        times = measure_windows(opened, self.windows, self.settings.repeats, tick, look)
+        return {one.contender.name: found for one, found in zip(opened, times, strict=True)}
+
+    def _scans(self, opened: Sequence[Opened]) -> dict[str, ScanTimes]:
+        """By name; none if scans are not timed."""
+        if not opened or not self.settings.scan_repeats:
+            return {}
+        how, tick = (self.settings.scan, self.settings.threads), partial(self.tell, "timing scans")
+        times = measure_scans(self.bundle, opened, self.scan, *how, self.settings.scan_repeats, self.folder, tick)
+        return {one.contender.name: found for one, found in zip(opened, times, strict=True)}
 
 
 def _roofline(bundle: Bundle, device: Device, settings: Settings, tell: Progress) -> tuple[Roofline | None, str | None]:

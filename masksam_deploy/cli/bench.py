@@ -48,6 +48,12 @@ if TYPE_CHECKING:
 @click.option("--threads", type=click.IntRange(1), help="CPU threads [all cores].")
 @click.option("--tta/--no-tta", default=True, help="Mirror windows of the scan where the bundle allows it [on].")
 @click.option("--step", type=float, callback=checked_step, default=0.5, show_default=True, help="As for infer.")
+@click.option(
+    "--in-turns/--one-by-one",
+    default=True,
+    help="Hold all contenders in memory and let them take turns, or load one at a time where they do not fit together "
+    "[in turns].",
+)
 @click.option("--cold/--no-cold", default=True, help="Also start fresh processes [on].")
 @click.option("--roofline/--no-roofline", default=True, help="Also measure the machine's peak [on].")
 @click.option("--json", "json_path", type=FILE, help="Write everything for machines (.json).")
@@ -69,6 +75,7 @@ def bench(
     threads: int | None,
     tta: bool,
     step: float,
+    in_turns: bool,
     cold: bool,
     roofline: bool,
     json_path: Path | None,
@@ -106,7 +113,9 @@ def bench(
     loaded = Bundle.load(bundle)
     contenders = _contenders(loaded, runs, baseline, modes, device, threads)
     given = (scan, *channels) if scan else ()
-    settings = Settings(repeats, scan_repeats, windows, threads, cold, roofline, ScanSettings(tta, step))
+    settings = Settings(
+        repeats, scan_repeats, windows, threads, cold, roofline, ScanSettings(tta, step), in_turns=in_turns
+    )
     with bench_scan(loaded, given) as input_scan, progress_bar("loading") as progress:
         result = run_bench(loaded, contenders, input_scan, settings, progress)
     write_outputs(result, json_path, html_path)

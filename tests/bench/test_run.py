@@ -177,6 +177,37 @@ def test_an_engine_whose_graph_was_altered_gets_no_time(bundle: Bundle, tmp_path
     assert result.runs[1].windows is None
 
 
+@pytest.mark.parametrize(("in_turns", "most"), [(True, 2), (False, 1)])
+def test_contenders_are_in_memory_together_only_where_they_take_turns(
+    bundle: Bundle, in_turns: bool, most: int
+) -> None:
+    loaded: set[str] = set()
+    found: list[int] = []
+
+    class Counted(Altered):
+        def __init__(self, name: str, session: Session) -> None:
+            super().__init__(session, lambda scores: scores)
+            self._closed, self._name = session.close, name
+            self.close = self._close
+            loaded.add(name)
+            found.append(len(loaded))
+
+        def _close(self) -> None:
+            self._closed()
+            loaded.discard(self._name)
+
+    def counted(name: str) -> Contender:
+        def opened() -> GraphChain:
+            return open_chain(bundle, threads=1).wrapped(lambda _, session: Counted(name, session))
+
+        return Contender(name, "fp32", "cpu", opened)
+
+    result = bench(bundle, counted("one"), counted("other"), settings=replace(QUICK, in_turns=in_turns))
+    assert max(found) == most
+    assert all(run.windows and run.scan for run in result.runs)
+    assert any("one after the other" in warning for warning in result.warnings) is not in_turns
+
+
 def test_windows_alone_are_checked_and_timed_without_a_scan(bundle: Bundle) -> None:
     run = bench(bundle, float32(bundle), settings=replace(QUICK, scan_repeats=0)).runs[0]
     assert run.windows is not None
