@@ -6,17 +6,19 @@ import hashlib
 import os
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
 from masksam_deploy.errors import ScanError
+from masksam_deploy.io.dicom import is_dicom_file
+from masksam_deploy.io.itk import scan_suffix
 from masksam_deploy.text import shown
 from masksam_deploy.volume import Volume
 
-SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
 _CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>[0-9]{4})")
 
 
@@ -38,31 +40,37 @@ class ScanFiles:
         return without_suffix(self.name).removesuffix("_0000")
 
 
-def find_scans(paths: Sequence[Path], channels: int) -> list[ScanFiles]:
+def find_scans(paths: Sequence[Path], channels: int, aside: Collection[Path] = ()) -> list[ScanFiles]:
     """The scans at some paths.
 
     A path is a file, a folder with one DICOM series, or a folder of scans: files (nnU-Net's `CASE_0000.nii.gz` names
-    where the model has several channels) or folders with one DICOM series each.
+    where the model has several channels) or folders with one DICOM series each. Nothing that may be a scan is passed
+    over: a folder that holds both is refused.
+
+    Args:
+        paths: where to look.
+        channels: that the model takes.
+        aside: resolved paths that are no scans, wherever they lie, such as the folder of the results.
 
     Raises:
-        ScanError: nothing is there, or a case lacks a channel.
+        ScanError: nothing is there, a folder holds things of two kinds, or a case lacks a channel or has one too many.
     """
-    scans: list[ScanFiles] = []
+    entries: list[Path] = []
     for path in paths:
         try:
             if not path.exists():
                 raise ScanError(
                     f"{shown(path)}: found nothing there, expected a scan or a folder of scans; check the path"
                 )
-            scans.extend(_scans_at(path, channels))
+            entries.extend(_entries_at(path, aside))
         except OSError as error:
             raise ScanError(
                 f"{shown(path)}: cannot be read ({error.strerror}), expected a scan or a folder of scans; check the "
                 "permissions"
             ) from error
-    if not scans:
+    if not entries:
         raise ScanError(f"found no scan in {', '.join(shown(path) for path in paths)}, expected at least one")
-    return scans
+    return _of_one_channel(entries) if channels == 1 else _of_channels(entries, channels)
 
 
 def digest(scan: Volume) -> str:
@@ -74,35 +82,53 @@ def digest(scan: Volume) -> str:
 
 def without_suffix(name: str) -> str:
     """A file's name without the ending of an image format; other dots belong to the name."""
-    suffix = next((ending for ending in SUFFIXES if name.lower().endswith(ending)), "")
-    return name[: len(name) - len(suffix)]
+    return name[: len(name) - len(scan_suffix(Path(name)) or "")]
 
 
-def _scans_at(path: Path, channels: int) -> list[ScanFiles]:
+def _entries_at(path: Path, aside: Collection[Path]) -> list[Path]:
+    """Files, or folders with a DICOM series."""
+    if path.resolve() in aside:
+        return []
     if path.is_file():
-        return _grouped([path], channels)
-    entries = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
-    files = [entry for entry in entries if entry.is_file() and entry.name.lower().endswith(SUFFIXES)]
-    folders = [entry for entry in entries if entry.is_dir()]
-    if files:
-        return _grouped(files, channels)
-    if folders:
-        return _grouped(folders, channels)
-    return _grouped([path], channels)  # a DICOM series
+        return [path]
+    inside = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
+    files = [entry for entry in inside if entry.is_file()]
+    images = [file for file in files if scan_suffix(file)]
+    folders = [entry for entry in inside if entry.is_dir() and entry.resolve() not in aside]
+    slices = list(islice(filter(_is_slice, files), 1))  # thousands may follow
+    kinds = {"image files": images[:1], "DICOM slices": slices, "folders": folders[:1]}
+    found = [f"{kind} (such as {shown(first[0].name)})" for kind, first in kinds.items() if first]
+    if len(found) > 1:
+        raise ScanError(
+            f"{shown(path)}: found {' and '.join(found)}, expected either files, one a scan, or folders with one DICOM "
+            "series each, or the slices of one series; name the scans themselves, or move the others away"
+        )
+    return images or folders or [path]
 
 
-def _grouped(paths: list[Path], channels: int) -> list[ScanFiles]:
-    if channels == 1:
-        for path in paths:
-            match = _CHANNEL.fullmatch(without_suffix(path.name))
-            if match and int(match["channel"]) and len(paths) > 1:
-                raise ScanError(
-                    f"{shown(path)}: found a second channel, expected scans of one channel, as the model takes; name "
-                    "the files of its channel only"
-                )
-        # A name also for '.' and '..'.
-        return [ScanFiles(os.path.basename(os.path.abspath(path)), (path,)) for path in paths]  # noqa: PTH100, PTH119
-    cases: dict[str, dict[int, Path]] = defaultdict(dict)
+def _is_slice(file: Path) -> bool:
+    """Whether it is DICOM, and not only a disc's table of contents."""
+    return file.name.upper() != "DICOMDIR" and (file.suffix.lower() == ".dcm" or is_dicom_file(file))
+
+
+def _of_one_channel(paths: Sequence[Path]) -> list[ScanFiles]:
+    known = {(path.parent, without_suffix(path.name)) for path in paths}
+    for path in paths:
+        match = _CHANNEL.fullmatch(without_suffix(path.name))
+        if match is None or not int(match["channel"]) or path.is_dir():
+            continue
+        first = f"{match['case']}_0000"
+        if (path.parent, first) in known:
+            raise ScanError(
+                f"{shown(path)}: found a second channel beside {shown(first)}, expected scans of one channel, as the "
+                "model takes; name the files of its channel only"
+            )
+    # A name also for '.' and '..'.
+    return [ScanFiles(os.path.basename(os.path.abspath(path)), (path,)) for path in paths]  # noqa: PTH100, PTH119
+
+
+def _of_channels(paths: Sequence[Path], channels: int) -> list[ScanFiles]:
+    cases: dict[tuple[Path, str], dict[int, Path]] = defaultdict(dict)
     for path in paths:
         match = _CHANNEL.fullmatch(without_suffix(path.name))
         if match is None:
@@ -110,10 +136,16 @@ def _grouped(paths: list[Path], channels: int) -> list[ScanFiles]:
                 f"{shown(path)}: found a name without a channel, expected CASE_0000 to CASE_{channels - 1:04d} for the "
                 f"model's {channels} input channels"
             )
-        cases[match["case"]][int(match["channel"])] = path
-    for case, found in cases.items():
-        if sorted(found) != list(range(channels)):
+        case = cases[path.parent, match["case"]]
+        other = case.setdefault(int(match["channel"]), path)
+        if other != path:
             raise ScanError(
-                f"case {shown(case)}: found channels {sorted(found)}, expected 0 to {channels - 1}; add what is missing"
+                f"{shown(path)}: found a second file of that channel beside {shown(other.name)}, expected one; remove "
+                "one of them"
             )
-    return [ScanFiles(case, tuple(found[c] for c in range(channels))) for case, found in cases.items()]
+    for (_, name), case in cases.items():
+        if sorted(case) != list(range(channels)):
+            raise ScanError(
+                f"case {shown(name)}: found channels {sorted(case)}, expected 0 to {channels - 1}; add what is missing"
+            )
+    return [ScanFiles(name, tuple(case[c] for c in range(channels))) for (_, name), case in cases.items()]

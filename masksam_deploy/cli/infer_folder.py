@@ -83,10 +83,7 @@ def _jobs(paths: Sequence[Path], bundle: Path, wanted: Wanted, channels: int) ->
         ScanError: there are none, or two would get one name.
         OutputError: the outputs would lie among the inputs.
     """
-    aside = {wanted.folder.resolve(), bundle.resolve()}
-    scans = [scan for scan in find_scans(paths, channels) if not aside & {path.resolve() for path in scan.paths}]
-    if not scans:
-        raise ScanError(f"found no scan in {', '.join(map(shown, paths))}, expected at least one; check the path")
+    scans = find_scans(paths, channels, aside={wanted.folder.resolve(), bundle.resolve()})
     jobs = [Job(scan, _outputs(scan, wanted)) for scan in scans]
     _check_place(jobs, paths, bundle, wanted.folder)
     names: dict[str, Job] = {}

@@ -34,11 +34,12 @@ def infer_scan(inputs: tuple[Path, ...], bundle: Path, outputs: Outputs, how: Ru
     _check_channels(inputs, loaded)
     with watch.stage("read"):
         volume = _read(inputs, how.max_ram)
+        files = described_scan(inputs)  # now: while the network runs, the scan may be moved or replaced
     with open_segmenter(loaded, how, watch) as (segmenter, settings), progress_bar("network") as progress:
         result = segmenter(volume, partial(progress, "network") if progress else None)
     result.report.settings = settings
     title = f"{inputs[0].name}   {loaded.manifest.name}"
-    write_results(volume, result, outputs, described_scan(inputs), watch, title)
+    write_results(volume, result, outputs, files, watch, title)
     if as_json:
         click.echo(json.dumps(result.report.to_dict(), indent=2))
         return
@@ -85,7 +86,10 @@ def _read(inputs: tuple[Path, ...], max_ram: int | None) -> Volume:
     except ScanError as error:
         if len(inputs) > 1 or not inputs[0].is_dir():
             raise
-        found = find_scans(inputs, 1)
+        try:
+            found = find_scans(inputs, 1)
+        except ScanError:
+            raise error from None
         if [scan.paths for scan in found] == [inputs]:
             raise
         raise ScanError(

@@ -19,8 +19,9 @@ from masksam_deploy.engines.spec import Precision
 from masksam_deploy.errors import EngineError
 from masksam_deploy.evaluation.label_maps import check_same_grid, read_label_map
 from masksam_deploy.io import read_volume
+from masksam_deploy.io.itk import SCAN_SUFFIXES
 from masksam_deploy.report import label_names
-from masksam_deploy.scans import SUFFIXES, ScanFiles, digest, without_suffix
+from masksam_deploy.scans import ScanFiles, digest, without_suffix
 from masksam_deploy.segmenter import Segmenter
 from masksam_deploy.text import shown
 from masksam_deploy.volume import Array, Volume
@@ -299,7 +300,7 @@ def with_references(scans: Sequence[ScanFiles], references: Path | None) -> list
     cases = []
     for scan in scans:
         case = without_suffix(scan.name).removesuffix("_0000")
-        found = [path for path in (references / f"{case}{suffix}" for suffix in SUFFIXES) if path.is_file()]
+        found = [path for path in (references / f"{case}{suffix}" for suffix in SCAN_SUFFIXES) if path.is_file()]
         if len(found) != 1:
             raise EngineError(
                 f"{shown(references)}: found {len(found) or 'no'} reference(s) for {shown(scan.name)}, expected one, "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from masksam_deploy.bundle import Bundle
 from masksam_deploy.engines.calibration import GraphFeeds, calibration_windows
 from masksam_deploy.errors import OutputError, ScanError
 from masksam_deploy.io.write_scan import write_scan
-from masksam_deploy.scans import ScanFiles, find_scans
+from masksam_deploy.scans import find_scans
 from masksam_deploy.volume import Volume
 from tests.engines.small_bundle import ball_scan, write_ball_scans
 
@@ -107,20 +106,6 @@ def test_more_scans_than_windows_are_refused(bundle: Bundle, calibration: Path) 
         calibration_windows(bundle, find_scans([calibration], 1), most=2, fewest=1)
 
 
-def test_a_second_channel_is_no_scan_of_a_model_of_one(tmp_path: Path) -> None:
-    for name in ("a_0000", "a_0001"):
-        (tmp_path / f"{name}.nii.gz").touch()
-    with pytest.raises(ScanError, match="found a second channel"):
-        find_scans([tmp_path], 1)
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_locked_folder_is_a_refusal(tmp_path: Path) -> None:
-    (tmp_path / "locked").mkdir(mode=0)
-    with pytest.raises(ScanError, match="cannot be read"):
-        find_scans([tmp_path / "locked"], 1)
-
-
 def test_a_disk_that_cannot_hold_what_passes_between_the_graphs_is_refused_first(
     bundle: Bundle, calibration: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -129,25 +114,3 @@ def test_a_disk_that_cannot_hold_what_passes_between_the_graphs_is_refused_first
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
     with pytest.raises(OutputError, match="set TMPDIR to a larger disk, or use fewer windows"):
         GraphFeeds(bundle, windows)
-
-
-def test_several_channels_are_grouped_by_case(tmp_path: Path) -> None:
-    for name in ("b_0000", "b_0001", "a_0001", "a_0000"):
-        (tmp_path / f"{name}.nii.gz").touch()
-    found = find_scans([tmp_path], 2)
-    assert found == [
-        ScanFiles(case, (tmp_path / f"{case}_0000.nii.gz", tmp_path / f"{case}_0001.nii.gz")) for case in ("a", "b")
-    ]
-    (tmp_path / "b_0001.nii.gz").unlink()
-    with pytest.raises(ScanError, match=r"case b: found channels \[0\], expected 0 to 1"):
-        find_scans([tmp_path], 2)
-
-
-def test_folders_of_dicom_series_and_single_series_are_told_apart(tmp_path: Path) -> None:
-    for patient in ("p1", "p2"):
-        (tmp_path / patient).mkdir()
-        (tmp_path / patient / "1.dcm").touch()
-    assert [scan.paths[0].name for scan in find_scans([tmp_path], 1)] == ["p1", "p2"]
-    assert [scan.paths[0].name for scan in find_scans([tmp_path / "p1"], 1)] == ["p1"]
-    with pytest.raises(ScanError, match="found nothing there"):
-        find_scans([tmp_path / "p3"], 1)
