@@ -20,7 +20,8 @@ from masksam_deploy.errors import DiskFullError, MaskSamError, MemoryLimitError,
 from masksam_deploy.io import read_volume
 from masksam_deploy.report import Stopwatch
 from masksam_deploy.results import described_scan, write_results
-from masksam_deploy.segmenter import BYTES_PER_VOXEL, Progress, Segmentation, Segmenter
+from masksam_deploy.segmenter import BYTES_PER_VOXEL, Segmentation, Segmenter
+from masksam_deploy.sliding_window import Progress
 from masksam_deploy.text import plain_text
 from masksam_deploy.volume import Volume
 
@@ -121,7 +122,7 @@ class Batch:
     def _read(self, job: Job, room: int | None) -> _Taken | Entry:
         watch = Stopwatch()
         with watch.stage("read"):
-            inputs = [Hashed.model_validate(channel) for channel in described_scan(job.scan.paths)]
+            inputs = [Hashed.of(channel) for channel in described_scan(job.scan.paths)]
             earlier = self._ledger.earlier(job)
             note = self._ledger.objection(earlier, job, inputs) if earlier else None
             if earlier and note is None:
@@ -175,7 +176,7 @@ class Batch:
             status="done",
             note=note,
             inputs=source.inputs,
-            outputs={kind: Hashed.model_validate(files[kind]) for kind in job.outputs.named()},
+            outputs={kind: Hashed.of(files[kind]) for kind in job.outputs.named()},
             recipe=self._ledger.recipe,
             report=plain_values({key: value for key, value in report.to_dict().items() if key != "files"}),
         )

@@ -6,6 +6,7 @@ only if the label map that is there has the hash that was written down, and was 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
@@ -20,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from masksam_deploy.atomic import atomic_path
 from masksam_deploy.bundle import file_digest
 from masksam_deploy.errors import OutputError
+from masksam_deploy.io.labels import LABEL_SUFFIXES
 from masksam_deploy.manifest_rules import condensed
 from masksam_deploy.report import runtime_versions
 from masksam_deploy.results import Outputs
@@ -38,11 +40,26 @@ class _Strict(BaseModel):
 
 
 class Hashed(_Strict):
-    """A file with its SHA-256, or the files that a scan consists of with theirs."""
+    """A file, or all that a scan consists of.
+
+    Attributes:
+        path: of the file or folder.
+        sha256: of the file; of several, of a line `HASH  NAME` for each, in order of their names.
+        files: how many, if a scan consists of several.
+    """
 
     path: str
-    sha256: _Hash | None = None
-    files: dict[str, _Hash] | None = None
+    sha256: _Hash
+    files: int | None = None
+
+    @classmethod
+    def of(cls, described: Mapping[str, Any]) -> Hashed:
+        """From what `results.described` gives."""
+        files = described.get("files")
+        if files is None:
+            return cls(path=described["path"], sha256=described["sha256"])
+        lines = "".join(f"{sha256}  {name}\n" for name, sha256 in sorted(files.items()))
+        return cls(path=described["path"], sha256=hashlib.sha256(lines.encode()).hexdigest(), files=len(files))
 
 
 class Failure(_Strict):
@@ -72,6 +89,8 @@ class Entry(_Strict):
         recipe: all that decides the label map besides the scan; see `recipe_of`.
         report: as of a single scan, its files left out.
         left_over: names of files of an earlier run that are still there, though this one failed.
+        earlier_outputs: as `outputs`, of one that is not done: what an earlier run wrote, to be known again by a later
+            one. Not the scan's result.
     """
 
     name: str
@@ -83,11 +102,17 @@ class Entry(_Strict):
     recipe: dict[str, JsonValue] = {}
     report: dict[str, JsonValue] | None = None
     left_over: list[str] = []
+    earlier_outputs: dict[str, Hashed] = {}
 
     @property
     def is_done(self) -> bool:
         """Whether it claims that there is a label map."""
         return self.status in ("done", "skipped")
+
+    @property
+    def written(self) -> dict[str, Hashed]:
+        """All that runs of ours wrote of the scan, as far as is known."""
+        return self.outputs if self.is_done else self.earlier_outputs
 
 
 class BatchReport(_Strict):
@@ -100,6 +125,7 @@ class BatchReport(_Strict):
         timings_s: seconds of the whole run; each scan's report has its own.
         totals: scans by status.
         scans: in the order in which they run.
+        others: of earlier runs into the folder, scans that are not among these.
     """
 
     schema_version: Literal[1] = 1
@@ -110,6 +136,7 @@ class BatchReport(_Strict):
     timings_s: dict[str, float]
     totals: dict[str, int]
     scans: list[Entry]
+    others: list[Entry] = []
 
 
 @dataclass(frozen=True)
@@ -153,8 +180,9 @@ class Ledger:
         jobs: in order.
         segmenter: that runs them.
         settings: the segmenter's, and what the caller adds to them.
-        earlier: entries of the run that this one goes on from, by name.
+        earlier: entries of the runs before this one, by name.
         timings_s: seconds spent before the first scan.
+        redo: do all again, whatever was done and whatever is in the way.
 
     Raises:
         OutputError: the report cannot be written.
@@ -168,6 +196,8 @@ class Ledger:
         settings: Mapping[str, Any],
         earlier: Mapping[str, Entry],
         timings_s: Mapping[str, float],
+        *,
+        redo: bool = False,
     ) -> None:
         self.recipe = recipe_of(segmenter, settings)
         self.settings = dict(settings)
@@ -175,13 +205,14 @@ class Ledger:
         self._bundle = segmenter.bundle_facts()
         self._versions = runtime_versions()
         self._earlier = earlier
+        self._redo = redo
         self._timings = dict(timings_s)
         self._started = time.perf_counter()
         # What an earlier run did stays written down until this one has looked at it: it may be interrupted, too.
         self._entries = {
-            job.name: earlier[job.name] if job.name in earlier and earlier[job.name].is_done else Entry(name=job.name)
-            for job in jobs
+            job.name: self.earlier(job) or Entry(name=job.name, earlier_outputs=self._written(job)) for job in jobs
         }
+        self._others = [entry for name, entry in earlier.items() if name not in self._entries]
         self._reached: set[str] = set()
         self._write()
 
@@ -203,6 +234,7 @@ class Ledger:
             timings_s={**self._timings, "scans": seconds},
             totals={status: statuses.count(status) for status in ("pending", "done", "skipped", "failed")},
             scans=list(self._entries.values()),
+            others=self._others,
         )
 
     def add(self, entry: Entry) -> None:
@@ -211,14 +243,16 @@ class Ledger:
         Raises:
             OutputError: the report cannot be written.
         """
+        if not entry.is_done:
+            entry = entry.model_copy(update={"earlier_outputs": self._entries[entry.name].written})
         self._entries[entry.name] = entry
         self._reached.add(entry.name)
         self._write()
 
     def earlier(self, job: Job) -> Entry | None:
-        """What an earlier run says it did of a scan."""
+        """What an earlier run says it did of a scan, unless that is to be done again whatever it is."""
         entry = self._earlier.get(job.name)
-        return entry if entry and entry.is_done else None
+        return entry if entry and entry.is_done and not self._redo else None
 
     def objection(self, earlier: Entry, job: Job, inputs: Sequence[Hashed]) -> str | None:
         """Why the earlier result of a scan does not hold; None if it provably does.
@@ -228,7 +262,7 @@ class Ledger:
             job: the scan.
             inputs: its files as they are now.
         """
-        if [_hashes(channel) for channel in inputs] != [_hashes(channel) for channel in earlier.inputs]:
+        if [channel.sha256 for channel in inputs] != [channel.sha256 for channel in earlier.inputs]:
             return "the scan is not the one that was segmented"
         for key, value in self.recipe.items():
             if key not in earlier.recipe or earlier.recipe[key] != value:
@@ -243,22 +277,33 @@ class Ledger:
         return None
 
     def keep_aside(self, job: Job) -> list[str]:
-        """Rename files that are in the way and are not as the earlier run wrote them: somebody may have corrected them.
+        """Rename what must neither be replaced nor taken for the new result.
+
+        That is what is not as an earlier run wrote it, which somebody may have corrected; and what one wrote under a
+        name that this run does not write, such as the picture of another label map.
 
         Returns:
             Their new names.
 
         Raises:
-            OutputError: one cannot be renamed.
+            OutputError: one cannot be read or renamed.
         """
-        earlier = self._earlier.get(job.name)
-        if earlier is None:
+        if job.name not in self._earlier:
             return []
-        return [
-            _renamed(path, job.scan.case)
-            for kind, path in job.outputs.named().items()
-            if os.path.lexists(path) and not _is_as_written(path, earlier.outputs.get(kind))
+        written, wanted = self._written(job), job.outputs.named()
+        changed = [
+            path
+            for kind, path in wanted.items()
+            if not self._redo and os.path.lexists(path) and not _is_as_written(path, written.get(kind))
         ]
+        names = {Path(file.path).name for file in written.values()}
+        beside = [job.outputs.labels.with_name(f"{job.scan.case}{ending}") for ending in (*LABEL_SUFFIXES, ".png")]
+        stale = [path for path in beside if path.name in names and path not in wanted.values() and path.exists()]
+        return [_renamed(path, job.scan.case) for path in (*changed, *stale)]
+
+    def _written(self, job: Job) -> dict[str, Hashed]:
+        entry = self._earlier.get(job.name)
+        return entry.written if entry else {}
 
     def _write(self) -> None:
         with atomic_path(self._path) as temporary:
@@ -291,7 +336,13 @@ def plain_values(content: Mapping[str, Any]) -> dict[str, JsonValue]:
 def _is_as_written(path: Path, written: Hashed | None) -> bool:
     if written is None or path.is_symlink() or not path.is_file():
         return False
-    return file_digest(path).sha256 == written.sha256
+    try:
+        return file_digest(path).sha256 == written.sha256
+    except OSError as error:
+        raise OutputError(
+            f"{shown(path)}: found a file of an earlier run that cannot be read ({error.strerror}), expected to see "
+            "whether it is still as written; correct its permissions, or move it away"
+        ) from error
 
 
 def _renamed(path: Path, case: str) -> str:
@@ -302,16 +353,11 @@ def _renamed(path: Path, case: str) -> str:
         path.rename(free)
     except OSError as error:
         raise OutputError(
-            f"{shown(path)}: found a file that was changed since it was written and cannot be renamed "
-            f"({error.strerror}), expected to keep it; move it away"
+            f"{shown(path)}: found a file that must not be replaced and cannot be renamed ({error.strerror}), expected "
+            "to keep it; move it away"
         ) from error
     return plain_text(free.name)
 
 
 def _short(value: JsonValue) -> str:
     return one_line(str(value), limit=80)
-
-
-def _hashes(files: Hashed) -> tuple[str | None, dict[str, str] | None]:
-    """What a scan's files hold, wherever they lie."""
-    return files.sha256, files.files

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from masksam_deploy.errors import MemoryLimitError
 
@@ -23,13 +25,69 @@ def parse_size(text: str) -> int:
     return int(size)
 
 
-def available_memory() -> int | None:
-    """Bytes that can be had without swapping, or None where the system does not say."""
+class _Group(NamedTuple):
+    """What a version of Linux's control groups calls its files.
+
+    Attributes:
+        mount: below `/sys/fs/cgroup`.
+        limit, used: in bytes.
+        cache: entry of `memory.stat`: of what is used, the files that are given up first.
+    """
+
+    mount: str
+    limit: str
+    used: str
+    cache: str
+
+
+_GROUPS = {
+    "": _Group("", "memory.max", "memory.current", "inactive_file"),
+    "memory": _Group("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+}
+"""By the name of the controller in `/proc/self/cgroup`: version 2, version 1."""
+
+
+def available_memory(root: Path = Path("/")) -> int | None:
+    """Bytes that can be had without swapping, within the limits of a container; None where the system does not say.
+
+    Args:
+        root: of the file system.
+    """
+    free = list(_free_in_groups(root))
     try:
-        found = re.search(r"^MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(encoding="ascii"), re.MULTILINE)
-        return int(found[1]) * 1024 if found else None
+        found = re.search(r"^MemAvailable:\s+(\d+) kB", (root / "proc/meminfo").read_text("ascii"), re.MULTILINE)
+        free += [int(found[1]) * 1024] if found else []
     except OSError:
-        return None
+        pass  # not Linux
+    return min(free, default=None)
+
+
+def _free_in_groups(root: Path) -> Iterator[int]:
+    """Bytes left within each limit on the process: its control group's, and those around it."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text("utf-8").splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, where = line.split(":", 2)
+        name = next((name for name in controllers.split(",") if name in _GROUPS), None)
+        if name is None:
+            continue
+        mount = root / "sys/fs/cgroup" / _GROUPS[name].mount
+        inner = mount / where.lstrip("/")
+        for folder in (inner, *inner.parents):
+            if folder.is_relative_to(mount):
+                yield from _free_in(folder, _GROUPS[name])
+
+
+def _free_in(folder: Path, group: _Group) -> Iterator[int]:
+    try:
+        limit, used = (int((folder / file).read_text("ascii")) for file in (group.limit, group.used))
+        stat = (folder / "memory.stat").read_text("ascii")
+    except (OSError, ValueError):
+        return  # 'max', or no such group here
+    cache = re.search(rf"^{group.cache} (\d+)$", stat, re.MULTILINE)
+    yield max(0, limit - used + (int(cache[1]) if cache else 0))
 
 
 def peak_memory() -> int | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -24,11 +24,10 @@ from masksam_deploy.postprocess import labels_from_scores
 from masksam_deploy.preprocess import ScanFrame, preprocess, scan_frame
 from masksam_deploy.report import Report, Stopwatch, measure_labels, runtime_versions
 from masksam_deploy.resample import SLAB_BYTES
-from masksam_deploy.sliding_window import Accumulator, Pipeline, padded_shape, stream_scores, window_count
+from masksam_deploy.sliding_window import Accumulator, Pipeline, Progress, padded_shape, stream_scores, window_count
 from masksam_deploy.team import usable_cores
 from masksam_deploy.volume import Volume
 
-Progress = Callable[[int, int], None]
 ScoresOn: TypeAlias = Literal["cpu", "gpu"]
 
 ON_CPU = "scores_on_cpu_because"

@@ -156,8 +156,7 @@ def _stream(
     progress: Progress | None,
 ) -> Iterator[tuple[int, Scores]]:
     depth, height, width = data.shape[1:]
-    padded = padded_shape((depth, height, width), patch)
-    low = tuple((padded[axis] - data.shape[1 + axis]) // 2 for axis in range(3))
+    padded, low = _padding((depth, height, width), patch)
     rows, columns = slice(low[1], low[1] + height), slice(low[2], low[2] + width)
     z_starts, y_starts, x_starts = (window_starts(padded[axis], patch[axis], step) for axis in range(3))
     mirrorings = _mirrorings(mirror_axes)
@@ -184,6 +183,12 @@ def _stream(
             for plane in range(max(z, low[0]), min(next_z, low[0] + depth)):
                 yield plane - low[0], sums.average(plane, rows, columns)
             sums.forget(z, next_z)
+
+
+def _padding(shape: Shape3, patch: Shape3) -> tuple[Shape3, tuple[int, ...]]:
+    """The grid that windows fill, and where on it the data begin."""
+    padded = padded_shape(shape, patch)
+    return padded, tuple((large - small) // 2 for large, small in zip(padded, shape, strict=True))
 
 
 def _together(z: int, corners: Sequence[tuple[int, int]], batch: int) -> list[list[Shape3]]:
@@ -220,8 +225,7 @@ def cut_windows(data: NDArray[np.float32], patch: Shape3, step: float = 0.5) -> 
         step: see `window_starts`.
     """
     depth, height, width = data.shape[1:]
-    padded = padded_shape((depth, height, width), patch)
-    low = tuple((padded[axis] - data.shape[1 + axis]) // 2 for axis in range(3))
+    padded, low = _padding((depth, height, width), patch)
     starts = (window_starts(padded[axis], patch[axis], step) for axis in range(3))
     for z, y, x in product(*starts):
         yield _cut_window(data, (z, y, x), patch, low)

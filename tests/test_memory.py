@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from masksam_deploy.errors import MemoryLimitError
@@ -25,6 +27,57 @@ def test_what_is_no_size_is_refused(text: str) -> None:
 def test_this_machine_has_memory() -> None:
     memory = available_memory()
     assert memory is None or memory > 2**24
+
+
+def write_group(folder: Path, limit: str, used: int, cache: int, names: tuple[str, str, str]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / names[0]).write_text(f"{limit}\n")
+    (folder / names[1]).write_text(f"{used}\n")
+    (folder / "memory.stat").write_text(f"anon 5\nactive_file 7\n{names[2]} {cache}\nfile 9\n")
+
+
+def write_system(root: Path, groups: str, free_kb: int) -> None:
+    (root / "proc" / "self").mkdir(parents=True)
+    (root / "proc" / "self" / "cgroup").write_text(groups)
+    (root / "proc" / "meminfo").write_text(f"MemTotal: 1 kB\nMemAvailable:   {free_kb} kB\n")
+
+
+V2, V1 = (
+    ("memory.max", "memory.current", "inactive_file"),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
+
+
+@pytest.mark.parametrize(
+    ("groups", "inner", "names"),
+    [
+        ("0::/\n", "", V2),
+        ("0::/box/one\n", "box/one", V2),
+        ("0::/gone\n", "", V2),  # the path outside of the container
+        ("2:cpu:/\n1:memory:/box\n0::/\n", "memory/box", V1),
+    ],
+)
+def test_a_containers_limit_counts_but_not_its_cache_of_files(
+    tmp_path: Path, groups: str, inner: str, names: tuple[str, str, str]
+) -> None:
+    write_system(tmp_path, groups, 10**6)
+    write_group(tmp_path / "sys/fs/cgroup" / inner, "8000", 5000, 1000, names)
+    assert available_memory(tmp_path) == 4000
+
+
+def test_the_tightest_of_all_limits_counts(tmp_path: Path) -> None:
+    write_system(tmp_path, "0::/box/one\n", 3)
+    cgroup = tmp_path / "sys/fs/cgroup"
+    write_group(cgroup / "box" / "one", "max", 100, 0, V2)
+    assert available_memory(tmp_path) == 3072
+    write_group(cgroup / "box", "2000", 500, 0, V2)
+    assert available_memory(tmp_path) == 1500
+    write_group(cgroup, "2000", 3000, 100, V2)
+    assert available_memory(tmp_path) == 0
+
+
+def test_a_system_that_does_not_tell_has_no_limit(tmp_path: Path) -> None:
+    assert available_memory(tmp_path) is None
 
 
 def test_the_peak_grows_with_what_was_held_and_stays() -> None:

@@ -7,7 +7,6 @@ Starting it imports click and nothing else: each command lives in its own module
 from __future__ import annotations
 
 import errno
-import os
 import signal
 import sys
 import threading
@@ -21,6 +20,7 @@ from typing import NoReturn
 import click
 
 from masksam_deploy.cli.group import LazyGroup
+from masksam_deploy.cli.stdout import discard_stdout
 from masksam_deploy.errors import MaskSamError
 
 _REPORT = "this is a bug, please report it with the lines above and the command that you ran"
@@ -129,9 +129,7 @@ def _fail_unexpectedly(exc: Exception) -> int:
 
 
 def _after_broken_pipe() -> int:
-    # The reader (`| head`) has seen enough. Python would fail once more when it flushes at exit.
-    with suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    discard_stdout()
     return 1
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,13 +17,14 @@ from masksam_deploy.batch_report import REPORT_NAME, BatchReport, Entry, Job, Le
 from masksam_deploy.bundle import Bundle
 from masksam_deploy.cli.progress import progress_bar
 from masksam_deploy.cli.running import Running, how_mirrored, open_segmenter, scores_came_down, what_ran
+from masksam_deploy.cli.stdout import discard_stdout
 from masksam_deploy.errors import MaskSamError, OutputError, ScanError, ScansFailedError
 from masksam_deploy.overlay import require_pillow
 from masksam_deploy.profiles import in_words
 from masksam_deploy.report import Stopwatch
 from masksam_deploy.results import Outputs
 from masksam_deploy.scans import ScanFiles, find_scans
-from masksam_deploy.segmenter import Progress
+from masksam_deploy.sliding_window import Progress
 from masksam_deploy.text import one_line, shown
 
 
@@ -61,7 +62,8 @@ def infer_folder(paths: Sequence[Path], bundle: Path, wanted: Wanted, how: Runni
     earlier = _earlier(jobs, wanted)
     _make_folder(wanted.folder)
     with open_segmenter(loaded, how, watch) as (segmenter, settings):
-        ledger = Ledger(wanted.folder / REPORT_NAME, jobs, segmenter, settings, earlier, watch.rounded())
+        path, before = wanted.folder / REPORT_NAME, watch.rounded()
+        ledger = Ledger(path, jobs, segmenter, settings, earlier, before, redo=wanted.force)
         teller = _Teller(len(jobs), silent=as_json)
         teller.say(f"{what_ran(settings)}, {how_mirrored(settings)}: {len(jobs)} scan(s)")
         if how.chosen.profile:
@@ -72,7 +74,7 @@ def infer_folder(paths: Sequence[Path], bundle: Path, wanted: Wanted, how: Runni
     if as_json:
         click.echo(report.model_dump_json(indent=2))
     else:
-        _sum_up(report, wanted.folder)
+        _sum_up(report, wanted.folder, teller.say)
     _check_all_done(report, wanted.folder)
 
 
@@ -118,32 +120,39 @@ def _check_place(jobs: Sequence[Job], paths: Sequence[Path], bundle: Path, folde
 
 
 def _earlier(jobs: Sequence[Job], wanted: Wanted) -> dict[str, Entry]:
-    """What an earlier run into the folder says; nothing with --force.
+    """What earlier runs into the folder say, by name; with --force as far as it can be read.
 
     Raises:
         OutputError: files are there that must not be replaced unasked.
     """
-    if wanted.force:
-        return {}
     path = wanted.folder / REPORT_NAME
-    if os.path.lexists(path) and not wanted.resume:
+    if not os.path.lexists(path):
+        earlier = {}
+    elif wanted.resume:
+        earlier = _entries_in(path)
+    elif wanted.force:
+        with suppress(OutputError):  # such as another version's, which is what --force is advised for
+            return _entries_in(path)
+        return {}
+    else:
         raise OutputError(
             f"{shown(path)}: found the report of an earlier run; skip what it did with --resume, do all of it again "
             "with --force, or give another folder"
         )
-    earlier = {entry.name: entry for entry in read_report(path).scans} if os.path.lexists(path) else {}
     foreign = [
         target for job in jobs if job.name not in earlier for target in job.outputs.named().values() if target.exists()
     ]
-    if foreign:
+    if foreign and not wanted.force:
         raise OutputError(
             f"{shown(foreign[0])}: found {len(foreign)} file(s) that no run of infer wrote here, expected none of that "
             "name; give another folder, or replace them with --force"
         )
-    left = len(earlier.keys() - {job.name for job in jobs})
-    if left:
-        click.echo(f"{left} scan(s) of the earlier report are not among these; it will no longer list them", err=True)
     return earlier
+
+
+def _entries_in(path: Path) -> dict[str, Entry]:
+    report = read_report(path)
+    return {entry.name: entry for entry in (*report.others, *report.scans)}
 
 
 def _make_folder(folder: Path) -> None:
@@ -166,14 +175,19 @@ class _Teller:
         self._silent = silent
 
     def say(self, line: str) -> None:
-        """Print, but for `--json`."""
-        if not self._silent:
+        """Print, but for `--json`; that nobody reads it any more is no reason to leave scans undone."""
+        if self._silent:
+            return
+        try:
             click.echo(line)
+        except BrokenPipeError:
+            discard_stdout()
 
     def tell(self, entry: Entry) -> None:
         """What became of a scan."""
         self._told += 1
-        note = f" (done again: {one_line(entry.note, limit=300)})" if entry.note else ""
+        again = "done again: " if entry.is_done else ""
+        note = f" ({again}{one_line(entry.note, limit=300)})" if entry.note else ""
         self.say(f"{self._told}/{self._count} {one_line(entry.name)}: {_outcome(entry)}{note}")
 
     @contextmanager
@@ -203,15 +217,15 @@ def _reason(entry: Entry) -> str:
     return f"{why} (STILL THERE from an earlier run: {left})" if left else why
 
 
-def _sum_up(report: BatchReport, folder: Path) -> None:
+def _sum_up(report: BatchReport, folder: Path, say: Callable[[str], None]) -> None:
     counts = ", ".join(f"{report.totals[status]} {status}" for status in ("done", "skipped", "failed"))
-    click.echo(f"{counts}; {sum(report.timings_s.values()):.1f} s")
+    say(f"{counts}; {sum(report.timings_s.values()):.1f} s")
     failed = [entry for entry in report.scans if entry.error]
     if failed:
-        click.echo("failed:")
+        say("failed:")
     for entry in failed:
-        click.echo(f"  {one_line(entry.name)}: {_reason(entry)}")
-    click.echo(f"report: {folder / REPORT_NAME}")
+        say(f"  {one_line(entry.name)}: {_reason(entry)}")
+    say(f"report: {folder / REPORT_NAME}")
 
 
 def _check_all_done(report: BatchReport, folder: Path) -> None:

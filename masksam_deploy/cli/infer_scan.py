@@ -82,7 +82,7 @@ def _check_channels(inputs: tuple[Path, ...], bundle: Bundle) -> None:
 
 def _read(inputs: tuple[Path, ...], max_ram: int | None) -> Volume:
     try:
-        return read_volume(inputs, max_voxels=max_ram // BYTES_PER_VOXEL if max_ram else None)
+        return read_volume(inputs, max_voxels=None if max_ram is None else max_ram // BYTES_PER_VOXEL)
     except ScanError as error:
         if len(inputs) > 1 or not inputs[0].is_dir():
             raise

@@ -72,12 +72,15 @@ def choose_engine(
     machines: dict[Target, dict[str, str] | None] = {}
     stale = {folder.name: why for folder, why in broken_engines(bundle).items()}
     foreign: dict[str, str] = {}
+    excluded: dict[str, str] = {}
     valid: list[Engine] = []
     for engine in engines_of(bundle):
         record = engine.record
         if backend not in ("auto", record.target) or (precision and label(record.asked) != precision):
             continue
-        if not set(without).isdisjoint(record.precisions.values()):
+        out = set(without) & set(record.precisions.values())
+        if out:
+            excluded[engine.folder.name] = f"it is in {', '.join(sorted(out))}, which was ruled out, as by the profile"
             continue
         if record.target not in machines:
             machines[record.target] = machine_for(record.target, device)
@@ -99,7 +102,7 @@ def choose_engine(
     if (backend in ("auto", "onnxruntime")) and precision in (None, "fp32"):
         return Choice(None, stale, foreign)
     wanted = " ".join(filter(None, (None if backend == "auto" else backend, precision)))
-    reasons = "".join(f"; {name}: {why}" for name, why in (stale | foreign).items())
+    reasons = "".join(f"; {name}: {why}" for name, why in (stale | foreign | excluded).items())
     flags = " ".join(filter(None, (f"--{precision or 'fp16'}", f"--target {backend}" if backend != "auto" else "")))
     raise EngineError(
         f"{bundle.path}: found no {wanted} engine that is valid here, expected one{reasons}; build one: masksam-deploy "

@@ -88,6 +88,13 @@ def test_an_engine_that_nobody_judged_runs_only_where_it_is_asked_for(own: Bundl
     assert choose_engine(own, precision="int8").engine == only(own)
 
 
+def test_a_valid_engine_that_was_ruled_out_is_named_with_the_reason(own: Bundle) -> None:
+    assert choose_engine(own, without={"int8"}).engine is None
+    name = only(own).folder.name
+    with pytest.raises(EngineError, match=f"{name}: it is in int8, which was ruled out, as by the profile"):
+        choose_engine(own, precision="int8", without={"int8"})
+
+
 @pytest.mark.parametrize(
     "edit",
     [

@@ -287,3 +287,19 @@ def test_the_exit_code_reaches_the_shell(scans: Path, bundle: Path, out: Path) -
     assert result.returncode == 4
     assert result.stderr.startswith("error: 1 of 3 scans failed")
     assert result.stderr.count("\n") == 1
+
+
+def test_a_reader_that_leaves_early_does_not_end_the_work(scans: Path, bundle: Path, out: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "masksam_deploy", "infer", str(scans), "-b", str(bundle), "-o", str(out)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        assert process.stdout and process.stderr
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 0
+    assert set(statuses(out).values()) == {"done"}

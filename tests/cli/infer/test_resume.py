@@ -48,6 +48,10 @@ def _linked_labels(scans: Path, out: Path) -> list[str]:
     return []
 
 
+def interrupted(paths: Any, **limits: Any) -> Any:
+    raise SystemExit(130)
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
@@ -135,10 +139,60 @@ def test_a_failure_says_that_the_label_map_of_an_earlier_run_is_still_there(
     assert isinstance(result.exception, ScansFailedError)
     assert result.output.count("STILL THERE from an earlier run: scan_1.nii.gz") == 2
     assert report_in(out)["scans"][1]["left_over"] == ["scan_1.nii.gz"]
+    assert report_in(out)["scans"][1]["outputs"] == {}
     shutil.copy(scans / "scan_2.nii.gz", scans / "scan_1.nii.gz")
-    before = digest(out / "scan_1.nii.gz")
     done(scans, "-b", bundle, "-o", out, "--resume")
-    assert digest(out / "scan_1.kept-1.nii.gz") == before
+    assert not list(out.glob("*.kept-*"))  # it was ours
+
+
+def test_an_interrupted_run_that_does_all_again_still_knows_its_own_files(
+    scans: Path, bundle: Path, out: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch, "read_volume", interrupted)
+    assert invoke(scans, "-b", bundle, "-o", out, "--force").exit_code == 130
+    monkeypatch.undo()
+    assert set(statuses(out).values()) == {"pending"}
+    (out / "scan_1.nii.gz").write_bytes(b"corrected by hand")
+    done(scans, "-b", bundle, "-o", out, "--resume")
+    assert [path.name for path in out.glob("*.kept-*")] == ["scan_1.kept-1.nii.gz"]
+
+
+def test_other_scans_of_earlier_runs_stay_in_the_report(scans: Path, bundle: Path, out: Path, finished: Path) -> None:
+    first = scans / "scan_1.nii.gz"
+    done(first, "-b", bundle, "-o", out, "--resume")
+    report = report_in(out)
+    assert (statuses(out), report["totals"]["skipped"], report["finished"]) == ({"scan_1": "skipped"}, 1, True)
+    assert [(entry["name"], entry["status"]) for entry in report["others"]] == [("scan_0", "done"), ("scan_2", "done")]
+    done(scans, "-b", bundle, "-o", out, "--resume")
+    assert set(statuses(out).values()) == {"skipped"}
+    assert report_in(out)["others"] == []
+    done(first, "-b", bundle, "-o", out, "--force")
+    done(scans, "-b", bundle, "-o", out, "--resume")
+    assert set(statuses(out).values()) == {"skipped"}
+
+
+@pytest.mark.parametrize("option", ["--resume", "--force"])
+def test_no_picture_of_another_label_map_stays_beside_a_new_one(
+    scans: Path, bundle: Path, out: Path, option: str
+) -> None:
+    done(scans, "-b", bundle, "-o", out, "--overlays")
+    picture = digest(out / "scan_1.png")
+    text = done(scans, "-b", bundle, "-o", out, option, "--step", 0.75, "--suffix", ".mha")
+    assert "kept as scan_1.kept-1.nii.gz, scan_1.kept-1.png" in text
+    assert digest(out / "scan_1.kept-1.png") == picture
+    assert not (out / "scan_1.png").exists()
+    assert not (out / "scan_1.nii.gz").exists()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_an_earlier_label_map_that_cannot_be_read_is_no_bug(
+    scans: Path, bundle: Path, out: Path, finished: Path
+) -> None:
+    (out / "scan_1.nii.gz").chmod(0)
+    result = invoke(scans, "-b", bundle, "-o", out, "--resume")
+    assert isinstance(result.exception, ScansFailedError)
+    assert "found a file of an earlier run that cannot be read" in result.output
+    assert "bug" not in result.output
 
 
 def test_resume_does_again_what_another_bundle_made(
@@ -174,10 +228,6 @@ def test_resume_sees_that_one_slice_of_a_series_changed(bundle: Path, out: Path,
 def test_a_resumed_run_keeps_what_is_known_of_scans_that_it_has_not_reached(
     scans: Path, bundle: Path, out: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-
-    def interrupted(paths: Any, **limits: Any) -> Any:
-        raise SystemExit(130)
-
     (out / "scan_0.nii.gz").unlink()
     monkeypatch.setattr(batch, "read_volume", interrupted)
     assert invoke(scans, "-b", bundle, "-o", out, "--resume").exit_code == 130
