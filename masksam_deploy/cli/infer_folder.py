@@ -27,6 +27,8 @@ from masksam_deploy.scans import ScanFiles, find_scans
 from masksam_deploy.sliding_window import Progress
 from masksam_deploy.text import one_line, shown
 
+_AMONG_SCANS = "'{}' is a folder of scans itself; give another folder"
+
 
 @dataclass(frozen=True)
 class Wanted:
@@ -85,9 +87,10 @@ def _jobs(paths: Sequence[Path], bundle: Path, wanted: Wanted, channels: int) ->
         ScanError: there are none, or two would get one name.
         OutputError: the outputs would lie among the inputs.
     """
+    _check_place(paths, bundle, wanted.folder)
     scans = find_scans(paths, channels, aside={wanted.folder.resolve(), bundle.resolve()})
     jobs = [Job(scan, _outputs(scan, wanted)) for scan in scans]
-    _check_place(jobs, paths, bundle, wanted.folder)
+    _check_outputs(jobs, wanted.folder)
     names: dict[str, Job] = {}
     for job in jobs:
         # Also where they differ in case only: other file systems would take them for one.
@@ -106,13 +109,19 @@ def _outputs(scan: ScanFiles, wanted: Wanted) -> Outputs:
     return Outputs(wanted.folder / f"{scan.case}{wanted.suffix}", picture)
 
 
-def _check_place(jobs: Sequence[Job], paths: Sequence[Path], bundle: Path, folder: Path) -> None:
+def _check_place(paths: Sequence[Path], bundle: Path, folder: Path) -> None:
     target = folder.resolve()
     if bundle.resolve() in (target, *target.parents):
         raise OutputError(f"'{shown(folder)}' lies inside the bundle, which must stay as it is; write elsewhere")
+    if target in {path.resolve() for path in paths}:
+        raise OutputError(_AMONG_SCANS.format(shown(folder)))
+
+
+def _check_outputs(jobs: Sequence[Job], folder: Path) -> None:
+    target = folder.resolve()
     scans = {path.resolve() for job in jobs for path in job.scan.paths}
-    if target in {path.resolve() for path in paths} or scans & {target, *target.parents}:
-        raise OutputError(f"'{shown(folder)}' is a folder of scans itself; give another folder")
+    if scans & {target, *target.parents}:
+        raise OutputError(_AMONG_SCANS.format(shown(folder)))
     for job in jobs:
         for path in job.outputs.named().values():
             if path.resolve() in scans:
