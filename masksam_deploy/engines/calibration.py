@@ -72,10 +72,9 @@ def calibration_windows(
             f"found {len(scans)} calibration scans for {most} windows, expected at most as many scans as windows; "
             "allow more windows, or name fewer scans"
         )
-    share = max(1, -(-most // max(len(scans), 1)))
     windows: list[Window] = []
     digests: dict[str, str] = {}
-    for scan in scans:
+    for number, scan in enumerate(scans):
         volume = read_volume(scan.paths)
         sha256 = digest(volume)
         twin = next((name for name, known in digests.items() if known == sha256), None)
@@ -83,18 +82,19 @@ def calibration_windows(
             raise ScanError(f"{shown(scan.name)}: found the same scan as {shown(twin)}, expected different ones")
         digests[_unique(scan.name, digests)] = sha256
         data = preprocess(volume, bundle.manifest.preprocessing).data
-        useful = [number for number, window in enumerate(cut_windows(data, bundle.patch_size)) if not _flat(window)]
+        useful = [at for at, window in enumerate(cut_windows(data, bundle.patch_size)) if not _flat(window)]
         if not useful:
             raise ScanError(
                 f"{shown(scan.name)}: found no contrast in any window, expected a scan like those the network is for"
             )
+        share = (most - len(windows)) // (len(scans) - number)  # at least one, as there are no more scans than windows
         chosen = set(_spread(useful, share))  # overlapping windows of a scan together are eight times its size
-        windows.extend(w for number, w in enumerate(cut_windows(data, bundle.patch_size)) if number in chosen)
+        windows.extend(window for at, window in enumerate(cut_windows(data, bundle.patch_size)) if at in chosen)
     if len(windows) < fewest:
         raise ScanError(
             f"found {len(windows)} windows in {len(scans)} calibration scans, expected at least {fewest}; name more"
         )
-    return CalibrationWindows(tuple(windows[:most]), digests)
+    return CalibrationWindows(tuple(windows), digests)
 
 
 class GraphFeeds:

@@ -56,8 +56,15 @@ class GraphIndex:
         return [name for name in node.input if name and name not in self.weights and self.is_float(name)]
 
     def weighted(self, node: NodeProto) -> bool:
-        """Whether the node multiplies with a constant weight: a Linear or a convolution."""
-        return node.op_type in ("MatMul", "Gemm", "Conv", "ConvTranspose") and any(
+        """Whether the node multiplies with a learned weight: a Linear or a convolution.
+
+        `rows @ x` and `rows @ x @ columns` with constants around resample planes or combine frames: nothing is learned.
+        """
+        if node.op_type == "MatMul":
+            before = self.producer.get(node.input[0])
+            is_second = before is not None and before.op_type == "MatMul" and before.input[0] in self.weights
+            return node.input[1] in self.weights and not is_second
+        return node.op_type in ("Gemm", "Conv", "ConvTranspose") and any(
             name in self.weights for name in node.input[:2]
         )
 

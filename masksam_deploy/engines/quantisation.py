@@ -165,7 +165,7 @@ def _give_back(model: ModelProto, quantised: ModelProto, nodes: Collection[str],
 
 
 def _pays(index: GraphIndex, node: NodeProto) -> bool:
-    if node.op_type not in ("MatMul", "Gemm", "Conv") or len(node.input) < 2 or node.input[1] not in index.weights:
+    if node.op_type == "ConvTranspose" or not index.weighted(node) or node.input[1] not in index.weights:
         return False
     shape = list(index.weights[node.input[1]].dims)
     if node.op_type == "Conv":

@@ -40,6 +40,19 @@ def test_windows_are_those_that_the_segmenter_runs(bundle: Bundle, tmp_path: Pat
         assert np.array_equal(window, expected)
 
 
+@pytest.mark.parametrize(("count", "most"), [(5, 8), (3, 9), (4, 4), (5, 40)])
+def test_every_scan_gives_windows_and_together_no_more_than_wanted(
+    bundle: Bundle, tmp_path: Path, count: int, most: int
+) -> None:
+    scans = find_scans([write_ball_scans(tmp_path, range(count))], 1)
+    together = calibration_windows(bundle, scans, most=most, fewest=1).windows
+    assert len(together) <= most
+    for scan in scans:
+        alone = calibration_windows(bundle, [scan], most=1000, fewest=1).windows
+        shared = sum(any(np.array_equal(window, own) for own in alone) for window in together)
+        assert min(most // count, len(alone)) <= shared <= -(-most // count) + 1, scan.name
+
+
 def test_windows_are_spread_over_all_scans(bundle: Bundle, calibration: Path) -> None:
     scans = find_scans([calibration], 1)
     found = calibration_windows(bundle, scans, most=9)
