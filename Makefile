@@ -60,7 +60,7 @@ bench: $(VENV)/dev.stamp
 	$(BIN)/python -m benchmarks.nightly --work $(RUNS)/bench --cases acdc --no-scan --int8
 	$(BIN)/python -m benchmarks.graph_rewrites
 	$(BIN)/python -m benchmarks.encoder_rewrites
-	$(BIN)/python benchmarks/adapter_formulations.py
+	$(BIN)/python -m benchmarks.adapter_formulations
 
 test: lint types contracts pytest
 

@@ -1,6 +1,6 @@
 """Which formulation of the adapter's depthwise 3D convolution is fastest in ONNX Runtime on this CPU.
 
-    python benchmarks/adapter_formulations.py      # writes benchmarks/results/adapter_formulations.json
+    python -m benchmarks.adapter_formulations      # writes benchmarks/results/adapter_formulations.json
 
 One node (the adapter's middle) at the shapes of the published networks, each formulation held to the float64 reference
 before it is timed. All are timed in turns in one process; medians, and ratios to the plain 3D convolution.
@@ -10,13 +10,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import time
 from pathlib import Path
 from typing import Any, NamedTuple
-
-os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 import numpy as np
 import onnx
@@ -25,12 +21,13 @@ import torch
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from benchmarks.parts import held, session_options, timed
 from masksam_deploy.bench.machine import provenance
-from masksam_export.passes.adapter_nodes import DOMAIN, FORMULATIONS, OP_TYPE, Formulation, adapter_function
+from masksam_export.passes.adapter_nodes import DOMAIN, FORMULATIONS, OP_TYPE, adapter_function
 from masksam_kernels.depth_adapter import reference
 
 RESULTS = Path(__file__).parent / "results"
-TOLERANCE = 1e-5  # float32 sums of 27 products near one, then a norm
+TOLERANCE = 1e-6  # of the norm: float32 sums of 27 products near one, then a norm
 WEIGHTS = ("bias", "taps", "taps_bias", "norm_weight", "norm_bias")
 
 
@@ -61,8 +58,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0, help="0: all cores.")
     parser.add_argument("-o", "--output", type=Path, default=RESULTS / "adapter_formulations.json")
     arguments = parser.parse_args()
+    facts = provenance("onnx")
     rows = [measure(shape, arguments.repeats, arguments.threads) for shape in SHAPES]
-    result = {"repeats": arguments.repeats, "threads": arguments.threads, "shapes": rows, **provenance("onnx")}
+    result = {"repeats": arguments.repeats, "threads": arguments.threads, "shapes": rows, **facts}
     arguments.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print(f"wrote {arguments.output}")
 
@@ -71,28 +69,20 @@ def measure(shape: Shape, repeats: int, threads: int) -> dict[str, Any]:
     """Medians in ms by formulation, after each was held to the reference."""
     tensors = random_tensors(shape.rows, shape.side, shape.side, shape.channels)
     depth = {"frames": shape.frames, "inner": shape.inner}
-    sessions = {
+    sessions: dict[str, onnxruntime.InferenceSession] = {
         name: session(adapter_model(tensors, **depth, body=adapter_function(name)), threads) for name in FORMULATIONS
     }
     expected = reference_output(tensors, **depth)
     feeds = {"hidden": tensors["hidden"]}
-    errors = {name: float(np.abs(run.run(None, feeds)[0] - expected).max()) for name, run in sessions.items()}
-    wrong = {name: error for name, error in errors.items() if error > TOLERANCE}
-    if wrong:
-        raise SystemExit(f"{shape.name}: off by {wrong}, allowed {TOLERANCE}: nothing was timed")
-    times: dict[Formulation, list[float]] = {name: [] for name in FORMULATIONS}
-    for _ in range(repeats):
-        for name, run in sessions.items():
-            started = time.perf_counter()
-            run.run(None, feeds)
-            times[name].append(1000 * (time.perf_counter() - started))
+    errors = held(sessions, feeds, expected, TOLERANCE)
+    times = timed(sessions, feeds, repeats)
     medians = {name: statistics.median(values) for name, values in times.items()}
     print(f"{shape.name}: " + ", ".join(f"{name} {ms:.1f} ms" for name, ms in medians.items()), flush=True)
     return {
         **shape._asdict(),
         "median_ms": {name: round(ms, 2) for name, ms in medians.items()},
         "times_faster_than_volume": {name: round(medians["volume"] / ms, 2) for name, ms in medians.items()},
-        "max_abs_error": errors,
+        "relative_error": errors,
     }
 
 
@@ -148,9 +138,9 @@ def reference_output(tensors: dict[str, NDArray[np.float32]], *, frames: int, in
 
 def session(model: onnx.ModelProto, threads: int) -> onnxruntime.InferenceSession:
     """On the CPU."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(
+        model.SerializeToString(), session_options(threads), providers=["CPUExecutionProvider"]
+    )
 
 
 if __name__ == "__main__":

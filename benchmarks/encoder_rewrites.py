@@ -189,10 +189,11 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, default=RESULTS / "encoder_rewrites.json")
     arguments = parser.parse_args()
     timing = {"repeats": arguments.repeats, "threads": arguments.threads}
+    facts = provenance("torch", "onnx")
     cases = [(name, windowed) for name in NETWORKS for windowed in (True, False)]
     cores = [measure_core(*case, **timing) for case in cases]
     blocks = [measure_block(*case, **timing) for case in cases]
-    result = {**timing, "blocks": blocks, "attention_cores": cores, **provenance("torch", "onnx")}
+    result = {**timing, "blocks": blocks, "attention_cores": cores, **facts}
     arguments.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print(f"wrote {arguments.output}")
 

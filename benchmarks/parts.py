@@ -40,16 +40,8 @@ def compare(
             with traceable(part):
                 export_part(part, Path(folder), convolutions=(convolutions or {}).get(name, "direct"))
             sessions[name], operators[name] = session(Path(folder) / f"{part.name}.onnx", timing["threads"])
-    errors = {name: relative_error(run.run(None, feeds)[0], expected) for name, run in sessions.items()}
-    wrong = {name: error for name, error in errors.items() if not error <= TOLERANCE}
-    if wrong:
-        raise SystemExit(f"off by {wrong} of the norm, allowed {TOLERANCE:.1e}: nothing was timed")
-    times: dict[str, list[float]] = {name: [] for name in sessions}
-    for repeat in range(timing["repeats"]):
-        for name, run in list(sessions.items())[:: -1 if repeat % 2 else 1]:  # none always comes after the same other
-            started = time.perf_counter()
-            run.run(None, feeds)
-            times[name].append(1000 * (time.perf_counter() - started))
+    errors = held(sessions, feeds, expected, TOLERANCE)
+    times = timed(sessions, feeds, timing["repeats"])
     return {
         "median_ms": {name: round(statistics.median(values), 1) for name, values in times.items()},
         "fastest_ms": {name: round(min(values), 1) for name, values in times.items()},
@@ -57,6 +49,33 @@ def compare(
         "allowed_error": TOLERANCE,
         "fused_operators": operators,
     }
+
+
+def held(
+    sessions: Mapping[str, onnxruntime.InferenceSession],
+    feeds: dict[str, Floats],
+    expected: NDArray[np.floating[Any]],
+    tolerance: float,
+) -> dict[str, float]:
+    """The errors of all, by the norm; if one is larger than allowed, the script ends."""
+    errors = {name: relative_error(run.run(None, feeds)[0], expected) for name, run in sessions.items()}
+    wrong = {name: error for name, error in errors.items() if not error <= tolerance}
+    if wrong:
+        raise SystemExit(f"off by {wrong} of the norm, allowed {tolerance:.1e}: nothing was timed")
+    return errors
+
+
+def timed(
+    sessions: Mapping[str, onnxruntime.InferenceSession], feeds: dict[str, Floats], repeats: int
+) -> dict[str, list[float]]:
+    """Milliseconds of every run, in turns in both orders: none always comes after the same other."""
+    times: dict[str, list[float]] = {name: [] for name in sessions}
+    for repeat in range(repeats):
+        for name, run in list(sessions.items())[:: -1 if repeat % 2 else 1]:
+            started = time.perf_counter()
+            run.run(None, feeds)
+            times[name].append(1000 * (time.perf_counter() - started))
+    return times
 
 
 def relative_error(found: NDArray[np.floating[Any]], expected: NDArray[np.floating[Any]]) -> float:
@@ -67,14 +86,20 @@ def relative_error(found: NDArray[np.floating[Any]], expected: NDArray[np.floati
 
 def session(path: Path, threads: int) -> tuple[onnxruntime.InferenceSession, list[str]]:
     """On the CPU, with the names of the operators that ONNX Runtime put in place of standard ones."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.enable_mem_pattern = False  # as the product's sessions
+    options = session_options(threads)
     options.log_severity_level = 3  # it warns that what it optimised is for this machine
     options.optimized_model_filepath = str(path.with_suffix(".optimized.onnx"))
     run = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     graph = onnx.load(options.optimized_model_filepath, load_external_data=False).graph
     return run, sorted({node.op_type for node in graph.node if node.domain not in ("", "ai.onnx")})
+
+
+def session_options(threads: int) -> onnxruntime.SessionOptions:
+    """As the product's sessions."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.enable_mem_pattern = False
+    return options
 
 
 def random_values(*shape: int, seed: int = 0) -> Floats:

@@ -72,18 +72,19 @@ def main() -> None:
         case, source, output = arguments.child
         print(json.dumps(demo(source, output) if case == "demo" else synthetic(case, source, output)))
         return
+    from masksam_deploy.bench.machine import provenance  # not in revisions that this script runs as `before`
+
+    facts = provenance()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         versions = {"now": ROOT} | ({"before": unpacked(arguments.against, folder)} if arguments.against else {})
         sources = {"demo": arguments.bundle or exported(folder), **dict.fromkeys(CASES, write_scan(folder))}
         cases = {case: compared(case, source, versions, arguments.rounds, folder) for case, source in sources.items()}
-    from masksam_deploy.bench.machine import provenance  # not in revisions that this script runs as `before`
-
     result = {
         "bars": bars(cases),
         "cases": cases,
         "against": arguments.against,
-        **provenance(),
+        **facts,
         "omp_num_threads": os.environ.get("OMP_NUM_THREADS", "not set"),
     }
     arguments.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
@@ -124,8 +125,8 @@ def write_scan(folder: Path) -> Path:
 def compared(case: str, source: Path, versions: dict[str, Path], rounds: int, folder: Path) -> dict[str, Any]:
     """Run one case with all versions in turns, and give medians once all results are found to be the same."""
     runs: dict[str, list[dict[str, Any]]] = {version: [] for version in versions}
-    for _ in range(rounds):
-        for version, root in versions.items():
+    for number in range(rounds):
+        for version, root in list(versions.items())[:: -1 if number % 2 else 1]:  # in both orders
             command = [sys.executable, __file__, "--child", case, str(source), str(folder / "labels.nii.gz")]
             environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])}
             child = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)

@@ -68,6 +68,21 @@ def test_depthwise_convolutions_and_tables_of_positions_are_left_alone() -> None
     assert quantisable(GraphIndex(graph), {}) == ["make_out"]
 
 
+def test_fixed_matrices_around_a_plane_are_no_linears() -> None:
+    graph = model(
+        "resampled",
+        [
+            node("MatMul", ["rows", "x"], "halfway"),
+            node("MatMul", ["halfway", "columns"], "resampled"),
+            node("MatMul", ["resampled", "learned"], "out"),
+        ],
+        {"x": ["B", 4, 80, 80]},
+        {"out": ["B", 4, 64, 48]},
+        {"rows": np.ones((64, 80)), "columns": np.ones((80, 64)), "learned": np.ones((64, 48))},
+    )
+    assert quantisable(GraphIndex(graph), {}) == ["make_out"]
+
+
 @pytest.mark.parametrize(("runtime", "centre"), [("onnxruntime", np.uint8(128)), ("tensorrt", np.int8(0))])
 def test_weights_are_symmetric_per_channel_and_biases_stay_in_float32(
     encoder: onnx.ModelProto, runtime: Runtime, centre: np.generic
