@@ -12,9 +12,22 @@ from numpy.typing import NDArray
 from masksam_deploy.backends.base import Device, Tensors
 from masksam_deploy.errors import BackendError, MissingDependencyError
 from masksam_deploy.manifest import Graph
+from masksam_deploy.team import usable_cores
 
 PROVIDERS: dict[Device, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _ERRORS_ONLY = 3
+
+
+def session_options(runtime: Any, threads: int | None) -> Any:
+    """Silent but for errors, on so many threads; by default one for each core that this process may use.
+
+    ONNX Runtime's own default is all cores of the machine: too many where a process is bound to some of them.
+    """
+    options = runtime.SessionOptions()
+    options.log_severity_level = _ERRORS_ONLY
+    bound = usable_cores() < (os.cpu_count() or 1)
+    options.intra_op_num_threads = threads or (usable_cores() if bound else 0)
+    return options
 
 
 class OnnxRuntimeSession:
@@ -35,9 +48,7 @@ class OnnxRuntimeSession:
                 f"device '{device}' was asked for, but this ONNX Runtime {runtime.__version__} offers only "
                 f"{', '.join(runtime.get_available_providers())}; needs: pip install 'masksam-deploy[{device}]'"
             )
-        options = runtime.SessionOptions()
-        options.log_severity_level = _ERRORS_ONLY
-        options.intra_op_num_threads = threads or 0
+        options = session_options(runtime, threads)
         # From the second run on, a memory pattern holds one block for all tensors: up to twice what is needed.
         options.enable_mem_pattern = False
         options.enable_cpu_mem_arena = not lean

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Literal, Protocol, TypeAlias, cast
 
-from masksam_deploy.backends import Device, Network
+from masksam_deploy.backends import Device, Network, open_chain
+from masksam_deploy.bench.check import WINDOW_LIMITS
 from masksam_deploy.bench.results import BenchError
 from masksam_deploy.bundle import Bundle
-from masksam_deploy.engines.run import choose_engine, machine_for, open_network
-from masksam_deploy.engines.spec import PRECISIONS, TARGETS, Precision, Target, label
-from masksam_deploy.engines.store import engines_of
-from masksam_deploy.errors import MissingDependencyError
-from masksam_deploy.text import one_line
+from masksam_deploy.engines.run import choose_engine, machine_for, open_engine
+from masksam_deploy.engines.spec import PRECISIONS, TARGETS, Precision, Target
+from masksam_deploy.engines.store import Engine, engines_of
+from masksam_deploy.errors import EngineError, MissingDependencyError
+from masksam_deploy.text import one_line, shown
 
 BASELINES = "masksam_deploy.baselines"
 """Entry-point group through which the torch side offers the network as it was trained."""
@@ -38,7 +40,7 @@ class Contender:
 
     Attributes:
         name: unique among those measured together.
-        precision: by which it is judged.
+        precision: by which it is judged: of several, the one that may lose most.
         device: where it runs.
         open: loads it.
         fresh: how a fresh process opens it (arguments of `open_fresh`), or None if it cannot.
@@ -54,31 +56,57 @@ class Contender:
 def bundle_contender(
     bundle: Bundle, target: Target, precision: Precision, *, device: Device = "cpu", threads: int | None = None
 ) -> Contender:
-    """A backend and precision; the engine must be in the bundle's store.
+    """A backend and the precision that was asked of it; the engine must be in the bundle's store.
 
     Raises:
         EngineError: there is no valid engine of it.
     """
-    choose_engine(bundle, target, precision, device)  # better missing now than after minutes of measuring
-    fresh = {"kind": "bundle", "target": target, "precision": precision}
-    return Contender(
-        _name(target, precision, device),
-        precision,
-        device,
-        lambda: open_network(bundle, target, precision, device=device, threads=threads)[0],
-        fresh,
-    )
+    engine = choose_engine(bundle, target, precision, device).engine  # better missing now than after minutes
+    return _of_engine(bundle, engine, device, threads) if engine else _of_graphs(bundle, device, threads)
 
 
 def valid_contenders(bundle: Bundle, *, device: Device = "cpu", threads: int | None = None) -> list[Contender]:
-    """The bundle's float32 graphs, and one engine of each backend and precision that is valid here."""
-    found: list[tuple[Target, Precision]] = [("onnxruntime", "fp32")]
+    """The bundle's float32 graphs, and of the engines that are valid here one of each backend and precisions."""
+    found = [_of_graphs(bundle, device, threads)]
     for engine in engines_of(bundle):
-        asked = label(engine.record.asked)
-        pair = (engine.record.target, cast("Precision", asked))
-        if asked in PRECISIONS and pair not in found and engine.problem(bundle, machine_for(pair[0], device)) is None:
-            found.append(pair)
-    return [bundle_contender(bundle, *pair, device=device, threads=threads) for pair in found]
+        if engine.problem(bundle, machine_for(engine.record.target, device)) is None:
+            contender = _of_engine(bundle, engine, device, threads)
+            if contender.name not in {other.name for other in found}:
+                found.append(contender)
+    return found
+
+
+def _of_graphs(bundle: Bundle, device: Device, threads: int | None) -> Contender:
+    return Contender(
+        _name("onnxruntime", "fp32", device),
+        "fp32",
+        device,
+        lambda: open_chain(bundle, device=device, threads=threads),
+        {"kind": "graphs"},
+    )
+
+
+def _of_engine(bundle: Bundle, engine: Engine, device: Device, threads: int | None) -> Contender:
+    """Named and judged by what was built, which may be less than what was asked for."""
+    built = engine.record.precisions
+    return Contender(
+        _name(engine.record.target, _in_short(built), device),
+        max(built.values(), key=lambda precision: WINDOW_LIMITS[precision].score_error),
+        device,
+        lambda: _open(bundle, engine, device, threads),
+        {"kind": "engine", "folder": engine.folder.name},
+    )
+
+
+def _open(bundle: Bundle, engine: Engine, device: Device, threads: int | None) -> Network:
+    engine.check_files()
+    return open_engine(bundle, engine, device=device, threads=threads)
+
+
+def _in_short(built: Mapping[str, Precision]) -> str:
+    """The precision of most graphs, and those that differ: `int8, decoder fp16`."""
+    most = Counter(built.values()).most_common(1)[0][0]
+    return ", ".join([most, *(f"{graph} {precision}" for graph, precision in built.items() if precision != most)])
 
 
 def parse_run(text: str) -> tuple[Target, Precision]:
@@ -117,12 +145,20 @@ def baseline_contender(
 def open_fresh(
     bundle: Bundle, description: dict[str, str], *, device: Device = "cpu", threads: int | None = None
 ) -> Network:
-    """Open what `Contender.fresh` describes, in another process than where it was written."""
+    """Open what `Contender.fresh` describes, in another process than where it was written.
+
+    Raises:
+        EngineError: the engine is gone, or is not valid any more.
+    """
+    if description["kind"] == "graphs":
+        return open_chain(bundle, device=device, threads=threads)
     if description["kind"] == "baseline":
         mode = cast("BaselineMode", description["mode"])
         return baseline_opener()(Path(description["checkpoint"]), bundle, mode, device=device, threads=threads)
-    target, precision = cast("Target", description["target"]), cast("Precision", description["precision"])
-    return open_network(bundle, target, precision, device=device, threads=threads)[0]
+    engine = next((engine for engine in engines_of(bundle) if engine.folder.name == description["folder"]), None)
+    if engine is None:
+        raise EngineError(f"{shown(bundle.path)}: found no engine {description['folder']}, expected it; measure again")
+    return _open(bundle, engine, device, threads)
 
 
 def baseline_opener() -> OpenBaseline:

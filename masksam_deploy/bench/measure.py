@@ -186,7 +186,7 @@ def measure_scans(
     folder: Path,
     tick: Tick = lambda *_: None,
 ) -> list[ScanTimes]:
-    """Time whole scans in turns; the check's run before was the warm-up."""
+    """Time whole scans in turns, each contender having run one before."""
     whole: dict[str, list[float]] = {one.contender.name: [] for one in opened}
     stages: dict[str, list[dict[str, float]]] = {one.contender.name: [] for one in opened}
     for _, one in in_turns(opened, repeats):

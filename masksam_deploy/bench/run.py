@@ -244,6 +244,9 @@ class _Bench:
         """By name; none if scans are not timed."""
         if not opened or not self.settings.scan_repeats:
             return {}
+        if not self.settings.judges_scans:  # else the check's run was the warm-up
+            for one in opened:
+                self._segmented(one)
         how, tick = (self.settings.scan, self.settings.threads), partial(self.tell, "timing scans")
         times = measure_scans(self.bundle, opened, self.scan, *how, self.settings.scan_repeats, self.folder, tick)
         return {one.contender.name: found for one, found in zip(opened, times, strict=True)}

@@ -57,7 +57,11 @@ def checked_step(_: click.Context, __: click.Parameter, value: float | None) -> 
 )
 @click.option("--resume", is_flag=True, help="Many scans: skip those that an earlier run into the folder did.")
 @click.option("--force", is_flag=True, help="Many scans: do all again, and replace what is in the folder.")
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option(
+    "--device",
+    type=click.Choice(["cpu", "cuda"]),
+    help="Where it must run [anywhere for engines of TensorRT, the CPU for ONNX Runtime].",
+)
 @click.option(
     "--backend",
     type=click.Choice(["auto", "onnxruntime", "tensorrt", "rtx"]),
@@ -119,7 +123,7 @@ def infer(
     suffix: str | None,
     resume: bool,
     force: bool,
-    device: Device,
+    device: Device | None,
     backend: Backend,
     profile: ProfileName | None,
     precision: Precision | None,
@@ -145,6 +149,8 @@ def infer(
     from masksam_deploy.cli.running import Running
     from masksam_deploy.profiles import choose
 
+    if device == "cpu" and backend in ("tensorrt", "rtx"):
+        raise click.UsageError(f"--backend {backend} runs on a GPU, --device cpu does not: give one of them")
     chosen = choose(profile, step=step, tta=tta, precision=precision)
     how = Running(chosen, device, backend, accumulator, threads, max_ram, max_vram, scores_on)
     one = {"--channel": bool(channels), "--overlay": overlay is not None, "--report": report is not None}

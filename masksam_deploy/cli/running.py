@@ -26,7 +26,7 @@ class Running:
     """See the command's options."""
 
     chosen: Chosen
-    device: Device
+    device: Device | None
     backend: Backend
     accumulator: Accumulator
     threads: int | None
@@ -56,7 +56,6 @@ def open_segmenter(bundle: Bundle, how: Running, watch: Stopwatch) -> Iterator[t
     _tell_refused(choice)
     with Segmenter(
         bundle,
-        device=how.device,
         network=network,
         tta=how.chosen.tta,
         accumulator=how.accumulator,
@@ -75,6 +74,8 @@ def what_ran(settings: dict[str, Any]) -> str:
     engine = f" (engine {settings['engine']})" if settings["engine"] else ""
     if settings["engine"] and not settings.get("engine_judged"):
         engine += ", NOT JUDGED"
+    elif settings["engine"] and settings.get("engine_simulated"):
+        engine += ", judged in simulation only"
     scores = ", scores kept on the GPU" if settings["scores_on"] == "gpu" else ""
     return f"ran on {providers}, {settings['precision']}{engine}{scores}"
 
@@ -94,6 +95,7 @@ def _engine_facts(choice: Choice) -> dict[str, Any]:
         return {}
     return {
         "engine_judged": choice.engine.judged,
+        "engine_simulated": choice.engine.simulated,
         "engine_sha256": file_digest(choice.engine.folder / RECORD_NAME).sha256,
     }
 

@@ -12,7 +12,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto
 
-from masksam_deploy.backends.onnxruntime import import_runtime
+from masksam_deploy.backends.onnxruntime import import_runtime, session_options
 from masksam_deploy.engines.graph_types import MOVEMENT, GraphIndex, copied, save_model
 
 Feeds = Mapping[str, NDArray[np.float32]]
@@ -67,9 +67,7 @@ def _watching(model: ModelProto, names: list[str]) -> ModelProto:
 
 def _session(path: Path, threads: int | None) -> Callable[[Feeds], dict[str, Any]]:
     runtime = import_runtime()
-    options = runtime.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = threads or 0
+    options = session_options(runtime, threads)
     options.enable_mem_pattern = False
     # By default every tensor would be kept until all have been computed, and only then looked at.
     options.execution_order = runtime.ExecutionOrder.PRIORITY_BASED

@@ -49,7 +49,7 @@ def choose_engine(
     bundle: Bundle,
     backend: Backend = "auto",
     precision: Precision | None = None,
-    device: Device = "cpu",
+    device: Device | None = None,
     *,
     without: Collection[Precision] = (),
     judged: bool = False,
@@ -60,7 +60,7 @@ def choose_engine(
         bundle: verified.
         backend: a target, or `auto` for the best of all.
         precision: as asked for when it was built; None for the best. In ONNX Runtime, fp32 are the bundle's own graphs.
-        device: for engines of ONNX Runtime.
+        device: where it must run, if no backend is asked for; None for anywhere, ONNX Runtime on the CPU.
         without: precisions that no graph of it may have.
         judged: whether only engines that passed the Dice gate will do, also where a backend or precision is asked for.
 
@@ -78,12 +78,12 @@ def choose_engine(
         record = engine.record
         if backend not in ("auto", record.target) or (precision and label(record.asked) != precision):
             continue
-        out = set(without) & set(record.precisions.values())
-        if out:
-            excluded[engine.folder.name] = f"it is in {', '.join(sorted(out))}, which was ruled out, as by the profile"
+        why = _ruled_out(engine, backend, device, without)
+        if why:
+            excluded[engine.folder.name] = why
             continue
         if record.target not in machines:
-            machines[record.target] = machine_for(record.target, device)
+            machines[record.target] = machine_for(record.target, device or "cpu")
         problem = engine.problem(bundle, machines[record.target])
         if problem is None and not engine.judged and (judged or (precision is None and backend == "auto")):
             stale[engine.folder.name] = "nothing shows that it is right (--no-gate); name its --precision to use it"
@@ -94,7 +94,7 @@ def choose_engine(
         else:
             foreign[engine.folder.name] = problem.reason
     if precision is None:
-        valid = [engine for engine in valid if _is_faster(engine, device)]
+        valid = [engine for engine in valid if _is_faster(engine, device or "cpu")]
     best = min(valid, key=_rank, default=None)
     if best is not None:
         best.check_files()
@@ -211,7 +211,7 @@ def open_network(
     backend: Backend = "auto",
     precision: Precision | None = None,
     *,
-    device: Device = "cpu",
+    device: Device | None = None,
     threads: int | None = None,
     max_vram: int | None = None,
     without: Collection[Precision] = (),
@@ -229,8 +229,17 @@ def open_network(
             "such limit; build one with 'masksam-deploy build-engine', or leave --max-vram out"
         )
     if choice.engine is None:
-        return open_chain(bundle, device=device, threads=threads), choice
-    return open_engine(bundle, choice.engine, device=device, threads=threads, gpu=GpuOptions(max_vram=max_vram)), choice
+        return open_chain(bundle, device=device or "cpu", threads=threads), choice
+    gpu = GpuOptions(max_vram=max_vram)
+    return open_engine(bundle, choice.engine, device=device or "cpu", threads=threads, gpu=gpu), choice
+
+
+def _ruled_out(engine: Engine, backend: Backend, device: Device | None, without: Collection[Precision]) -> str | None:
+    """Why an engine is not what was asked for, though it may be valid."""
+    if backend == "auto" and device == "cpu" and engine.record.target != "onnxruntime":
+        return "it runs on a GPU, and the CPU was asked for"
+    out = set(without) & set(engine.record.precisions.values())
+    return f"it is in {', '.join(sorted(out))}, which was ruled out, as by the profile" if out else None
 
 
 def _is_faster(engine: Engine, device: Device) -> bool:

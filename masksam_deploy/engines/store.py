@@ -95,6 +95,11 @@ class Engine:
         return self.record.gate.get("judged") is True
 
     @property
+    def simulated(self) -> bool:
+        """Whether the gate saw its arithmetic in ONNX Runtime only, as there was no GPU where it was built."""
+        return self.judged and self.record.target != "onnxruntime" and self.record.gate.get("on_device") is None
+
+    @property
     def rebuild(self) -> str:
         """The command that makes it again, from checked values only: a record may come from anywhere."""
         record = self.record

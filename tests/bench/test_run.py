@@ -23,6 +23,7 @@ from masksam_deploy.bench.contenders import (
     Contender,
     baseline_contender,
     bundle_contender,
+    open_fresh,
     parse_run,
     valid_contenders,
 )
@@ -34,7 +35,8 @@ from masksam_deploy.bundle import Bundle
 from masksam_deploy.engines.build import BuildRequest, build_engine
 from masksam_deploy.engines.builders import open_builder
 from masksam_deploy.engines.gate import LIMITS
-from masksam_deploy.engines.spec import EngineSpec
+from masksam_deploy.engines.spec import EngineSpec, Precision
+from masksam_deploy.engines.store import RECORD_NAME
 from masksam_deploy.errors import BackendError, EngineError, MissingDependencyError
 from masksam_deploy.io.write_scan import write_scan
 from masksam_deploy.manifest import Graph
@@ -177,6 +179,31 @@ def test_an_engine_whose_graph_was_altered_gets_no_time(bundle: Bundle, tmp_path
     assert result.runs[1].windows is None
 
 
+@pytest.mark.parametrize(
+    ("built", "name", "precision"),
+    [
+        ({"decoder": "fp16"}, "onnxruntime fp32, decoder fp16", "fp16"),
+        ({"generator": "int8", "decoder": "int8"}, "onnxruntime int8, encoder fp32", "int8"),
+        ({"encoder": "int8", "decoder": "fp16"}, "onnxruntime int8, generator fp32, decoder fp16", "int8"),
+    ],
+)
+def test_an_engine_is_called_and_judged_by_what_was_built_graph_by_graph(
+    bundle: Bundle, tmp_path: Path, built: dict[str, Precision], name: str, precision: Precision
+) -> None:
+    own = Bundle.load(shutil.copytree(bundle.path, tmp_path / "balls.masksam"))
+    spec = EngineSpec.of(own, "onnxruntime", "fp16")
+    engine = build_engine(own, open_builder("onnxruntime"), BuildRequest(spec, validation=None, threads=1)).engine
+    precisions = {graph.name: "fp32" for graph in own.manifest.graphs} | built
+    record = engine.record.model_copy(update={"precisions": precisions})
+    (engine.folder / RECORD_NAME).write_text(record.model_dump_json())
+    _, contender = valid_contenders(own, threads=1)
+    assert (contender.name, contender.precision) == (name, precision)
+    assert contender.fresh == {"kind": "engine", "folder": engine.folder.name}
+    network = open_fresh(own, contender.fresh, threads=1)
+    assert network.precisions == precisions
+    network.close()
+
+
 @pytest.mark.parametrize(("in_turns", "most"), [(True, 2), (False, 1)])
 def test_contenders_are_in_memory_together_only_where_they_take_turns(
     bundle: Bundle, in_turns: bool, most: int
@@ -228,11 +255,11 @@ def test_a_fresh_process_and_the_roofline_are_measured(bundle: Bundle) -> None:
 
 
 def test_a_fresh_process_that_fails_is_a_warning_and_the_other_times_are_kept(bundle: Bundle) -> None:
-    missing = {"kind": "bundle", "target": "onnxruntime", "precision": "int8"}
+    missing = {"kind": "engine", "folder": "onnxruntime-int8-gone"}
     contender = replace(float32(bundle), fresh=missing)
     found = bench(bundle, contender, settings=replace(QUICK, cold=True, scan_repeats=0))
     assert found.runs[0].cold is None and found.runs[0].windows is not None
-    assert any("found no onnxruntime int8 engine" in warning for warning in found.warnings)
+    assert any("found no engine onnxruntime-int8-gone" in warning for warning in found.warnings)
 
 
 def test_a_network_that_runs_as_a_whole_is_a_stage_of_its_own() -> None:

@@ -79,6 +79,18 @@ def test_the_best_engine_is_chosen_and_float32_on_request(own: Bundle) -> None:
     assert choose_engine(own, precision="fp16").engine == half
 
 
+def test_the_cpu_is_what_runs_where_it_is_asked_for(own: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    change(only(own), lambda content: content.update(target="rtx"))
+    monkeypatch.setattr(Engine, "problem", lambda *_: None)
+    monkeypatch.setattr(Engine, "check_files", lambda _: None)
+    chosen = choose_engine(own).engine
+    assert chosen is not None and chosen.record.target == "rtx" and chosen.simulated
+    assert choose_engine(own, device="cpu").engine is None
+    assert choose_engine(own, "rtx", device="cpu").engine == chosen
+    with pytest.raises(EngineError, match="it runs on a GPU, and the CPU was asked for"):
+        choose_engine(own, precision="int8", device="cpu")
+
+
 def test_an_engine_that_nobody_judged_runs_only_where_it_is_asked_for(own: Bundle) -> None:
     change(only(own), lambda content: content.update(gate={"judged": False, "why": "switched off with --no-gate"}))
     choice = choose_engine(own)

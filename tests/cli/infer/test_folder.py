@@ -303,3 +303,7 @@ def test_a_reader_that_leaves_early_does_not_end_the_work(scans: Path, bundle: P
         assert process.stderr.read() == ""
     assert process.returncode == 0
     assert set(statuses(out).values()) == {"done"}
+
+
+def test_a_device_and_a_backend_that_contradict_are_refused(scans: Path, bundle: Path, out: Path) -> None:
+    assert "runs on a GPU" in refused(scans, "-b", bundle, "-o", out, "--device", "cpu", "--backend", "rtx")
