@@ -17,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from benchmarks.adapter_formulations import session
+from benchmarks.parts import relative_error
 from masksam_export.graphs import graph_parts
 from masksam_export.onnx_export import export_part
 from masksam_export.passes.convolutions import Convolutions
@@ -208,17 +209,31 @@ def test_a_doubled_map_that_others_read_is_kept() -> None:
 
 
 def test_a_network_has_its_convolutions_as_asked_for(tmp_path: Path) -> None:
-    found = {}
+    found, made = {}, {}
     with graph_parts(Golden.read("tiny_acdc").model()) as (_, generator, _):
+        outputs = [port.name for port in generator.outputs]
         for convolutions in get_args(Convolutions):
             export_part(generator, tmp_path, convolutions=convolutions)
             model = onnx.load(tmp_path / "prompt_generator.onnx")
-            groups = [
-                attribute.i for node in model.graph.node for attribute in node.attribute if attribute.name == "group"
-            ]
-            assert (max(groups) > 1) is (convolutions == "saving")
+            made[convolutions] = model
             rng = np.random.default_rng(5)
             feeds = {port.name: values(rng, 2, *(int(size) for size in port.shape[1:])) for port in generator.inputs}
-            found[convolutions] = run(model, feeds)
+            found[convolutions] = dict(zip(outputs, session(model, 1).run(None, feeds), strict=True))
+    for pass_of_it in (products_along_frames, kernels_of_doubled_maps):
+        assert (pass_of_it(made["saving"]) > 0, pass_of_it(made["direct"])) == (True, 0)
+    saving, direct = found["saving"], found["direct"]
     # Mask prompts: zeros and ones, whose threshold rounding may move.
-    assert np.mean(found["saving"] != found["direct"]) < 1e-4
+    assert np.mean(saving[outputs[0]] != direct[outputs[0]]) < 1e-4
+    for name in outputs[1:]:
+        assert relative_error(saving[name], direct[name]) < 1e-4, name
+
+
+def products_along_frames(model: onnx.ModelProto) -> int:
+    """Convolutions of tiles of frames: one group for each product."""
+    return sum(a.i > 1 for node in model.graph.node for a in node.attribute if a.name == "group")
+
+
+def kernels_of_doubled_maps(model: onnx.ModelProto) -> int:
+    """Convolutions of a map that is not doubled yet: 3 x 3 became 2 x 2, for each parity of row and column."""
+    kernels = {node.input[1] for node in model.graph.node if node.op_type == "Conv"}
+    return sum(w.name in kernels and list(w.dims[-2:]) == [2, 2] for w in model.graph.initializer)
