@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from masksam_deploy.backends.onnxruntime import import_runtime
+from masksam_deploy.backends.onnxruntime import import_runtime, session_options
 from masksam_deploy.engines.graph_types import GraphIndex, Shape, copied, save_model, tensor_shapes
 
 Calibrator: TypeAlias = Literal["percentile", "entropy"]
@@ -48,6 +48,8 @@ def activation_ranges(
     nodes: Collection[str],
     windows: Callable[[], Iterable[Feeds]],
     calibrator: Calibrator = "percentile",
+    *,
+    threads: int | None = None,
 ) -> dict[str, tuple[float, float]]:
     """The range of every tensor that quantised nodes read or write, symmetric around 0.
 
@@ -56,6 +58,7 @@ def activation_ranges(
         nodes: to be quantised.
         windows: gives the graph's inputs, window by window, as often as asked.
         calibrator: percentile of the magnitude, or least entropy.
+        threads: for the graph; by default all cores.
 
     Returns:
         Tensor name -> lowest and highest value.
@@ -71,7 +74,7 @@ def activation_ranges(
         save_model(looked_at, path)
         del looked_at
         for group in _groups(samples.values()):
-            found = _measured(path, group, windows, calibrator)
+            found = _measured(_calibrator(path, group, calibrator, threads), group, windows)
             ranges.update({name: found[sample.name] for name, sample in samples.items() if sample.name in found})
     return ranges
 
@@ -250,9 +253,8 @@ def _groups(samples: Iterable[_Sample]) -> Iterator[set[str]]:
 
 
 def _measured(
-    path: Path, tensors: set[str], windows: Callable[[], Iterable[Feeds]], method: Calibrator
+    calibrator: Any, tensors: set[str], windows: Callable[[], Iterable[Feeds]]
 ) -> dict[str, tuple[float, float]]:
-    calibrator = _calibrator(path, tensors, method)
     with contextlib.redirect_stdout(io.StringIO()):
         for feeds in windows():  # one by one: what a call collects is in memory at once
             calibrator.collect_data(_Reader(feeds))
@@ -265,9 +267,13 @@ def _measured(
     return ranges
 
 
-def _calibrator(path: Path, tensors: set[str], method: Calibrator) -> Any:
-    """ONNX Runtime's calibrator, held to the tensors that are needed: it would keep every product of attention."""
+def _calibrator(path: Path, tensors: set[str], method: Calibrator, threads: int | None) -> Any:
+    """ONNX Runtime's calibrator, held to the threads and to the tensors that are needed.
+
+    It would keep every product of attention, and take all cores.
+    """
     _tools()
+    runtime = import_runtime()
     from onnxruntime.quantization.calibrate import EntropyCalibrater, PercentileCalibrater
 
     base = PercentileCalibrater if method == "percentile" else EntropyCalibrater
@@ -276,6 +282,13 @@ def _calibrator(path: Path, tensors: set[str], method: Calibrator) -> Any:
     class Chosen(base):  # type: ignore[misc,valid-type]
         def select_tensors_to_calibrate(self, model: ModelProto) -> Any:
             return tensors, {name: helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in tensors}
+
+        def create_inference_session(self) -> None:
+            session = session_options(runtime, threads)
+            session.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
+            self.infer_session = runtime.InferenceSession(
+                self.augmented_model_path, session, providers=["CPUExecutionProvider"]
+            )
 
     large = path.with_name(f"{path.name}.data").exists()
     made = Chosen(

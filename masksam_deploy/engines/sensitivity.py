@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -94,7 +95,8 @@ def measure_sensitivity(
         judge = _Judge(bundle, feeds, threads)
         try:
             layers = {
-                graph.name: _QuantisableGraph(bundle, graph, feeds, calibrator) for graph in bundle.manifest.graphs
+                graph.name: _QuantisableGraph(bundle, graph, feeds, calibrator, threads)
+                for graph in bundle.manifest.graphs
             }
             ranking = _rank(layers, judge, progress)
             return _leave_out(layers, judge, ranking, allowed, progress)
@@ -105,11 +107,14 @@ def measure_sensitivity(
 class _QuantisableGraph:
     """A graph, its candidates and their ranges."""
 
-    def __init__(self, bundle: Bundle, graph: Graph, feeds: GraphFeeds, calibrator: Calibrator) -> None:
+    def __init__(
+        self, bundle: Bundle, graph: Graph, feeds: GraphFeeds, calibrator: Calibrator, threads: int | None
+    ) -> None:
         self.model = load_model(bundle.graph_path(graph.name))
         index = GraphIndex(self.model)
         self.nodes = quantisable(index, protected_by_structure(index))
-        self.ranges = activation_ranges(self.model, self.nodes, lambda: feeds.of(graph.name), calibrator)
+        own = partial(feeds.of, graph.name)
+        self.ranges = activation_ranges(self.model, self.nodes, own, calibrator, threads=threads)
 
     def quantised(self, nodes: Collection[str]) -> ModelProto:
         """With these nodes in int8."""

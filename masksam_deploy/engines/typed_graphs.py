@@ -180,6 +180,7 @@ class TypedGraphs:
             made.quantised,
             lambda: _told(feeds, graph, f"calibrating {graph}", self._progress),
             self._calibrator,
+            threads=self._threads,
         )
         return quantise(model, made.quantised, ranges, runtime="tensorrt" if self._simulated else "onnxruntime")
 
