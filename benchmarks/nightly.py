@@ -3,7 +3,7 @@
     python -m benchmarks.nightly --work DIR                                  # the demo model: minutes
     python -m benchmarks.nightly --work DIR --cases acdc --no-scan           # ViT-B: minutes a window on two cores
     python -m benchmarks.nightly --work DIR --cases synapse --no-scan        # ViT-H: needs 20 GB
-    python -m benchmarks.nightly --work DIR --cases amos --no-scan           # ViT-H: needs 24 GB
+    python -m benchmarks.nightly --work DIR --cases amos --no-scan           # ViT-H: needs 24 GB, one by one
     python -m benchmarks.nightly --work DIR --against OLD_RESULTS            # exits with 3 if something became worse
 
 Cases: `demo` is the trained model of this repository on its example scan; `acdc` (ViT-B), `amos` (ViT-H, 512) and
