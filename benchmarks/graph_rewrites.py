@@ -1,14 +1,13 @@
 """The prompt generator's and the decoder's exact rewrites, each against its definition, on ONNX Runtime's CPU.
 
-    python -m benchmarks.graph_rewrites      # writes benchmarks/results/graph_rewrites.json; 25 minutes on two cores
+    python -m benchmarks.graph_rewrites      # writes benchmarks/results/graph_rewrites.json; 15 minutes on two cores
 
 At the sizes of the published networks, random weights, exported as a bundle's graphs are. Both forms are held to
 the definition in torch before they are timed, in turns, in one process; medians. The encoder has its own:
 `benchmarks.encoder_rewrites`.
 
 Exact as well, and not taken: the mask head of ACDC, which resamples up to SAM's canvas and down again, as a filter of
-three taps by three. In the graphs it is two small matrices, whatever the sizes; the row `mask head` says how little
-more there is to win.
+three taps by three. In the graphs it is two small matrices, whatever the sizes, which are as fast.
 """
 
 from __future__ import annotations
