@@ -19,6 +19,7 @@ from masksam_deploy import batch
 from masksam_deploy.errors import DiskFullError, ScansFailedError
 from masksam_deploy.io import read_volume
 from masksam_deploy.results import described_scan, write_results
+from masksam_deploy.segmenter import Segmenter
 from tests.cli.infer.calls import digest, done, invoke, refused, report_in, statuses, write_series
 from tests.engines.small_bundle import write_ball_scans
 
@@ -307,3 +308,18 @@ def test_a_reader_that_leaves_early_does_not_end_the_work(scans: Path, bundle: P
 
 def test_a_device_and_a_backend_that_contradict_are_refused(scans: Path, bundle: Path, out: Path) -> None:
     assert "runs on a GPU" in refused(scans, "-b", bundle, "-o", out, "--device", "cpu", "--backend", "rtx")
+
+
+def test_a_scan_that_is_moved_away_while_the_network_runs_still_gets_its_label_map_and_its_hash(
+    scans: Path, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scan, report = scans / "scan_0.nii.gz", tmp_path / "report.json"
+    before, original = digest(scan), Segmenter.__call__
+
+    def moved(self: Segmenter, *arguments: Any) -> Any:
+        scan.rename(scan.with_suffix(".moved"))
+        return original(self, *arguments)
+
+    monkeypatch.setattr(Segmenter, "__call__", moved)
+    done(scan, "-b", bundle, "-o", tmp_path / "labels.nii.gz", "--report", report)
+    assert json.loads(report.read_text())["files"]["inputs"][0]["sha256"] == before
