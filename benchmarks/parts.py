@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 import tempfile
 import time
@@ -10,13 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-
 import numpy as np
 import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
+from masksam_deploy.backends.onnxruntime import import_runtime, session_options
 from masksam_export.graphs import GraphPart, traceable
 from masksam_export.onnx_export import export_part
 from masksam_export.passes.convolutions import Convolutions
@@ -86,20 +84,11 @@ def relative_error(found: NDArray[np.floating[Any]], expected: NDArray[np.floati
 
 def session(path: Path, threads: int) -> tuple[onnxruntime.InferenceSession, list[str]]:
     """On the CPU, with the names of the operators that ONNX Runtime put in place of standard ones."""
-    options = session_options(threads)
-    options.log_severity_level = 3  # it warns that what it optimised is for this machine
+    options = session_options(import_runtime(), threads)
     options.optimized_model_filepath = str(path.with_suffix(".optimized.onnx"))
     run = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     graph = onnx.load(options.optimized_model_filepath, load_external_data=False).graph
     return run, sorted({node.op_type for node in graph.node if node.domain not in ("", "ai.onnx")})
-
-
-def session_options(threads: int) -> onnxruntime.SessionOptions:
-    """As the product's sessions."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.enable_mem_pattern = False
-    return options
 
 
 def random_values(*shape: int, seed: int = 0) -> Floats:

@@ -65,8 +65,8 @@ def find_scans(paths: Sequence[Path], channels: int, aside: Collection[Path] = (
             entries.extend(_entries_at(path, aside))
         except OSError as error:
             raise ScanError(
-                f"{shown(path)}: cannot be read ({error.strerror}), expected a scan or a folder of scans; check the "
-                "permissions"
+                f"{shown(error.filename or path)}: cannot be read ({error.strerror}), expected a scan or a folder of "
+                "scans; check the permissions"
             ) from error
     if not entries:
         raise ScanError(f"found no scan in {', '.join(shown(path) for path in paths)}, expected at least one")
@@ -93,9 +93,9 @@ def _entries_at(path: Path, aside: Collection[Path]) -> list[Path]:
         return [path]
     inside = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
     files = [entry for entry in inside if entry.is_file()]
-    images = [file for file in files if scan_suffix(file)]
+    images, others = [file for file in files if scan_suffix(file)], (file for file in files if not scan_suffix(file))
     folders = [entry for entry in inside if entry.is_dir() and entry.resolve() not in aside]
-    slices = list(islice(filter(_is_slice, files), 1))  # thousands may follow
+    slices = list(islice(filter(_is_slice, others), 1))  # thousands may follow
     kinds = {"image files": images[:1], "DICOM slices": slices, "folders": folders[:1]}
     found = [f"{kind} (such as {shown(first[0].name)})" for kind, first in kinds.items() if first]
     if len(found) > 1:

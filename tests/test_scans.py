@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from masksam_deploy import scans
 from masksam_deploy.errors import ScanError
 from masksam_deploy.scans import ScanFiles, find_scans
 
@@ -104,6 +105,20 @@ def test_what_is_no_scan_may_lie_beside_scans(tmp_path: Path) -> None:
     (tmp_path / "disc" / "DICOMDIR").write_bytes(bytes(128) + b"DICM")
     touched(tmp_path / "disc" / "p1", "1.dcm")
     assert names(tmp_path / "disc") == ["p1"]
+
+
+def test_scans_themselves_are_not_opened_so_that_one_that_cannot_be_read_does_not_stop_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(scans, "is_dicom_file", denied)
+    touched(tmp_path, "a.nii.gz", "b.nii.gz")
+    assert names(tmp_path) == ["a.nii.gz", "b.nii.gz"]
+    touched(tmp_path, "notes.txt")
+    with pytest.raises(ScanError, match=r"notes\.txt: cannot be read \(Permission denied\)"):
+        find_scans([tmp_path], 1)
 
 
 def test_what_is_set_aside_is_no_scan_and_no_kind(tmp_path: Path) -> None:

@@ -27,6 +27,8 @@ def session_options(runtime: Any, threads: int | None) -> Any:
     options.log_severity_level = _ERRORS_ONLY
     bound = usable_cores() < (os.cpu_count() or 1)
     options.intra_op_num_threads = threads or (usable_cores() if bound else 0)
+    # From the second run on, a memory pattern holds one block for all tensors: up to twice what is needed.
+    options.enable_mem_pattern = False
     return options
 
 
@@ -49,8 +51,6 @@ class OnnxRuntimeSession:
                 f"{', '.join(runtime.get_available_providers())}; needs: pip install 'masksam-deploy[{device}]'"
             )
         options = session_options(runtime, threads)
-        # From the second run on, a memory pattern holds one block for all tensors: up to twice what is needed.
-        options.enable_mem_pattern = False
         options.enable_cpu_mem_arena = not lean
         # int8 sums stay exact on x86 processors without VNNI too, so that they give what was judged elsewhere.
         options.add_session_config_entry("session.x64quantprecision", "1")

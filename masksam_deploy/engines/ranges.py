@@ -68,7 +68,6 @@ def _watching(model: ModelProto, names: list[str]) -> ModelProto:
 def _session(path: Path, threads: int | None) -> Callable[[Feeds], dict[str, Any]]:
     runtime = import_runtime()
     options = session_options(runtime, threads)
-    options.enable_mem_pattern = False
     # By default every tensor would be kept until all have been computed, and only then looked at.
     options.execution_order = runtime.ExecutionOrder.PRIORITY_BASED
     session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
