@@ -133,6 +133,19 @@ def _after_broken_pipe() -> int:
     return 1
 
 
+class _Leave(SystemExit):
+    """A signal asked the process to end."""
+
+
+def _is_leaving(handled: BaseException | None) -> bool:
+    """Whether the code that runs now cleans up after a signal; `handled` is the exception that it handles."""
+    while handled is not None:
+        if isinstance(handled, _Leave):
+            return True
+        handled = handled.__context__
+    return False
+
+
 @contextmanager
 def _signals_as_exits() -> Iterator[list[int]]:
     """Let signals that end the process unwind the stack first, so that temporary files are removed.
@@ -146,12 +159,12 @@ def _signals_as_exits() -> Iterator[list[int]]:
     names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
     previous = {number: signal.getsignal(number) for number in (getattr(signal, name) for name in names)}
 
-    def leave(number: int, _: FrameType | None) -> NoReturn:
-        # Further signals would interrupt the cleaning up; a hard kill remains possible.
-        for other in previous:
-            signal.signal(other, signal.SIG_IGN)
-        received.append(number)
-        raise SystemExit(128 + number)
+    def leave(number: int, _: FrameType | None) -> None:
+        # A further signal must not interrupt the cleaning up, but must count where the first one was lost: Python
+        # drops exceptions raised in finalizers.
+        if not _is_leaving(sys.exc_info()[1]):
+            received.append(number)
+            raise _Leave(128 + number)
 
     for number, handler in previous.items():
         # One that is ignored already (nohup, background jobs) stays so.

@@ -165,6 +165,41 @@ def test_a_signal_ends_the_command_after_it_cleaned_up(tmp_path: Path, number: s
     assert list(tmp_path.iterdir()) == []
 
 
+def test_further_signals_do_not_interrupt_the_cleaning_up() -> None:
+    body = """
+        import os, signal
+        def clean_up():
+            for _ in range(3):
+                os.kill(os.getpid(), signal.SIGTERM)
+            try:
+                raise OSError('of the cleaning up')
+            except OSError:
+                os.kill(os.getpid(), signal.SIGTERM)
+            print('cleaned', flush=True)
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            clean_up()
+    """
+    result = run("infer", before=raising(body))
+    assert (result.returncode, result.stdout, result.stderr) == (143, "cleaned\n", "")
+
+
+def test_a_signal_lost_in_a_finalizer_does_not_make_the_next_one_deaf() -> None:
+    body = """
+        import os, signal
+        class Finalized:
+            def __del__(self):
+                os.kill(os.getpid(), signal.SIGTERM)
+        Finalized()  # Python drops what finalizers raise
+        print('goes on', flush=True)
+        os.kill(os.getpid(), signal.SIGTERM)
+        print('deaf', flush=True)
+    """
+    result = run("infer", before=raising(body))
+    assert (result.returncode, result.stdout) == (143, "goes on\n")
+
+
 def test_a_reader_that_leaves_early_is_no_error_message() -> None:
     before = raising("[click.echo('x' * 1000) for _ in range(1000)]")
     process = subprocess.Popen(

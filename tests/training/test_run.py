@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -153,6 +154,25 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(
     assert [epoch.number for epoch in watcher.epochs] == [1]
     assert same(weights(run / "checkpoint_final.pth"), weights(tmp_path / "whole" / "checkpoint_final.pth"))
     assert len((run / "progress.csv").read_text().splitlines()) == 3
+
+
+def test_one_thread_cuts_the_patches_of_all_epochs(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal while a thread starts leaves it unknown to its pool: the process aborts where it then ends."""
+    started: list[str] = []
+    start_thread = threading.Thread.start
+
+    def note_and_start(thread: threading.Thread) -> None:
+        started.append(thread.name)
+        start_thread(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", note_and_start)
+    trainer, watcher = start(dataset, tmp_path / "run", replace(REQUEST, epochs=3, validate_every=3))
+    started.clear()
+    trainer.fit()
+    assert len(watcher.epochs) == 3
+    assert len([name for name in started if name.startswith("ThreadPoolExecutor")]) == 1
 
 
 def test_it_learns_a_disc(dataset: Path, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
@@ -100,14 +100,16 @@ class Trainer:
         Raises:
             MaskSamError: the loss is no longer finite.
         """
-        while len(self.epochs) < self.settings.epochs:
-            self._epoch(len(self.epochs))
+        # One thread for the whole run: an interruption while a thread starts would leave it running unseen.
+        with ThreadPoolExecutor(1) as pool:
+            while len(self.epochs) < self.settings.epochs:
+                self._epoch(len(self.epochs), pool)
         self._save("checkpoint_final.pth")
         self._save("checkpoint_release.pth", trainable=False)
 
-    def _epoch(self, number: int) -> None:
+    def _epoch(self, number: int, pool: Executor) -> None:
         started = time.time()
-        loss, terms = self._train(number)
+        loss, terms = self._train(number, pool)
         measured = (number + 1) % self.settings.validate_every == 0 or number + 1 == self.settings.epochs
         dice = val_loss = None
         if measured and self.data.held_out:
@@ -122,14 +124,15 @@ class Trainer:
         draw_curves(self.run / "curves.png", self.epochs, self.data.label_names)
         self.watcher.epoch(self.epochs[-1], best)
 
-    def _train(self, number: int) -> tuple[float, dict[str, float]]:
-        """One epoch; the mean loss and the mean of every term."""
+    def _train(self, number: int, pool: Executor) -> tuple[float, dict[str, float]]:
+        """One epoch, its patches cut by the pool; the mean loss and the mean of every term."""
         settings = self.settings
         sampler = self._sampler(self.data.train, self.augmentation, settings.foreground_share, number)
         objective = self._objective(number)
         totals: dict[str, float] = {}
         skipped = 0
-        for done, (images, labels) in enumerate(_ahead(lambda: sampler.batch(settings.batch), settings.iterations), 1):
+        batches = _ahead(pool, lambda: sampler.batch(settings.batch), settings.iterations)
+        for done, (images, labels) in enumerate(batches, 1):
             self._set_learning_rate(number, done)
             loss, terms = self._losses(objective, images, labels)
             value = float(loss.detach())
@@ -258,15 +261,14 @@ def learning_rate(settings: Settings, epoch: int, iteration: int) -> float:
     return rate * min(1.0, done / settings.warmup) if settings.warmup else rate
 
 
-def _ahead(make: Callable[[], tuple[Tensor, Tensor]], count: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """`count` results, the next one made while the last is used; in order, by one thread."""
-    with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(make)
-        for index in range(count):
-            ready = waiting.result()
-            if index + 1 < count:
-                waiting = pool.submit(make)
-            yield ready
+def _ahead(pool: Executor, make: Callable[[], tuple[Tensor, Tensor]], count: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """`count` results, the next one made by the pool while the last is used; in order."""
+    waiting = pool.submit(make)
+    for index in range(count):
+        ready = waiting.result()
+        if index + 1 < count:
+            waiting = pool.submit(make)
+        yield ready
 
 
 def with_flips(augmentation: Augmentation, mirror_axes: Sequence[int]) -> Augmentation:
