@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from masksam_deploy.atomic import atomic_path, check_writable
 from masksam_deploy.backends.base import Device
-from masksam_deploy.backends.onnxruntime import PROVIDERS, import_runtime
+from masksam_deploy.backends.onnxruntime import PROVIDERS, import_runtime, session_options
 from masksam_deploy.engines.builders.base import (
     BuildOptions,
     BuiltEngine,
@@ -36,7 +36,6 @@ from masksam_deploy.errors import BackendError, EngineError
 from masksam_deploy.gpus import find_gpus
 from masksam_deploy.text import one_line, shown
 
-_ERRORS_ONLY = 3
 _NOT_HERE = "the typed graph itself is the engine"
 _REFUSED = {
     "workspace_bytes": _NOT_HERE,
@@ -120,9 +119,7 @@ class OnnxRuntimeBuilder:
         runtime = import_runtime(self._device)
         levels = runtime.GraphOptimizationLevel
         with TemporaryDirectory() as folder:
-            settings = runtime.SessionOptions()
-            settings.log_severity_level = _ERRORS_ONLY
-            settings.enable_mem_pattern = False
+            settings = session_options(runtime, None)
             settings.add_session_config_entry("session.x64quantprecision", "1")  # as it will run
             settings.graph_optimization_level = levels.ORT_ENABLE_ALL if optimised else levels.ORT_DISABLE_ALL
             settings.enable_profiling = True
