@@ -174,5 +174,8 @@ def _signals_as_exits() -> Iterator[list[int]]:
         yield received
     finally:
         for number, handler in previous.items():
-            # None stands for a handler that was not installed from Python and cannot be put back.
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+            if received:  # the process ends now, with the code of the first one
+                signal.signal(number, signal.SIG_IGN)
+            else:
+                # None stands for a handler that was not installed from Python and cannot be put back.
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)

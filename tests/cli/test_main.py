@@ -185,6 +185,16 @@ def test_further_signals_do_not_interrupt_the_cleaning_up() -> None:
     assert (result.returncode, result.stdout, result.stderr) == (143, "cleaned\n", "")
 
 
+def test_a_further_signal_while_the_process_ends_does_not_change_its_exit_code() -> None:
+    body = """
+        import atexit, os, signal
+        atexit.register(os.kill, os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+    """
+    result = run("infer", before=raising(body))
+    assert (result.returncode, result.stderr) == (143, "")
+
+
 def test_a_signal_lost_in_a_finalizer_does_not_make_the_next_one_deaf() -> None:
     body = """
         import os, signal
