@@ -46,6 +46,7 @@ class Report:
         timings_s: seconds per stage.
         versions: of the software that took part.
         files: inputs and outputs with their SHA-256, filled by the command line.
+        warnings: what a reader of the label map should know though the scan was accepted, one sentence each.
     """
 
     bundle: dict[str, Any]
@@ -55,6 +56,7 @@ class Report:
     timings_s: dict[str, float]
     versions: dict[str, str]
     files: dict[str, Any] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
     schema_version: str = "1.0"
 
     def to_dict(self) -> dict[str, Any]:

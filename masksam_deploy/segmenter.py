@@ -167,6 +167,7 @@ class Segmenter:
                 labels=measured,
                 timings_s=watch.rounded(),
                 versions=runtime_versions(),
+                warnings=list(scan.warnings),
             ),
         )
 

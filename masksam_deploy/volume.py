@@ -7,13 +7,35 @@ converted by the readers).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array: TypeAlias = NDArray[np.generic]
+
+
+@dataclass(frozen=True)
+class NiftiForms:
+    """The two places that a NIfTI header states for one volume, as stored: RAS, float32 values.
+
+    Source: nifti1.h, "3D IMAGE (VOLUME) ORIENTATION AND LOCATION IN SPACE".
+
+    Attributes:
+        qform_code, sform_code: what each form refers to, 1 to 5.
+        qfac: `pixdim[0]`, 1 or -1.
+        quaternion: b, c, d.
+        offset: of the qform, mm.
+        sform: three rows of four numbers, row by row.
+    """
+
+    qform_code: int
+    sform_code: int
+    qfac: float
+    quaternion: tuple[float, float, float]
+    offset: tuple[float, float, float]
+    sform: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -25,12 +47,15 @@ class Geometry:
         spacing_xyz: voxel edge lengths in mm, all positive.
         origin_lps: centre of voxel (0, 0, 0) in mm.
         direction_lps: 3x3 matrix in row-major order; column i is the unit vector of axis i.
+        nifti_forms: both forms of a NIfTI scan that states two different ones, so that a label map can state the same
+            two; None for every other scan. The fields above are the form that was used.
     """
 
     size_xyz: tuple[int, int, int]
     spacing_xyz: tuple[float, float, float]
     origin_lps: tuple[float, float, float]
     direction_lps: tuple[float, ...]
+    nifti_forms: NiftiForms | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if len(self.direction_lps) != 9:
@@ -62,10 +87,12 @@ class Volume:
     Attributes:
         array: a scan `[C, Z, Y, X]` (or `[Z, Y, X]` for one channel), or a label map `[Z, Y, X]`.
         geometry: the grid that the spatial axes lie on.
+        warnings: what a reader of the scan should know though it was accepted, one sentence each.
     """
 
     array: Array
     geometry: Geometry
+    warnings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.array.ndim not in (3, 4):

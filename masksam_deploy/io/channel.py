@@ -16,8 +16,10 @@ class Channel:
         name: the file or folder, as shown in messages.
         geometry: where the voxels lie.
         read_into: fills a C-contiguous array `[Z, Y, X]` (float32 for scans); raises `ScanError` on damaged data.
+        warnings: what a reader of the scan should know though it is accepted, one sentence each.
     """
 
     name: str
     geometry: Geometry
     read_into: Callable[[Array], None]
+    warnings: tuple[str, ...] = ()
