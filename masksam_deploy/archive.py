@@ -31,6 +31,7 @@ from masksam_deploy.bundle import (
 from masksam_deploy.errors import BundleError, OutputError
 from masksam_deploy.manifest import FileDigest, Manifest
 from masksam_deploy.manifest_rules import MANIFEST_LIMIT, MANIFEST_NAME, is_plain_name, parse_manifest, shown
+from masksam_deploy.paths import check_name, only_regular, open_regular, resolved
 
 _CHUNK = 2**20
 _LONGEST_READ = 2**20
@@ -58,12 +59,13 @@ def pack(bundle_dir: str | Path, target_file: str | Path, *, force: bool = False
         OutputError: the file exists, or cannot be written.
     """
     directory, target = Path(bundle_dir), Path(target_file)
+    check_name(target, OutputError)
     # Contents are hashed below, while they are copied: what is packed is what was verified.
     bundle = Bundle.load(directory, verify=False)
     manifest_data = read_manifest_bytes(directory)
     if hashlib.sha256(manifest_data).hexdigest() != bundle.sha256:
         raise BundleError(f"{directory}: found files changing while packing, expected none to; pack it again")
-    if directory.resolve() in target.resolve().parents:
+    if resolved(directory, BundleError) in resolved(target, OutputError).parents:
         raise OutputError(f"{target}: found a target inside the bundle, expected one outside; choose another folder")
     if os.path.lexists(target) and not force:
         raise OutputError(f"{target}: found something there already, expected nothing; choose another name or --force")
@@ -90,6 +92,8 @@ def unpack(file: str | Path, target_dir: str | Path, *, force: bool = False) -> 
         OutputError: the target exists, cannot be written, or the disk has too little room.
     """
     source, target = Path(file), Path(target_dir)
+    check_name(source, BundleError)
+    check_name(target, OutputError)
     check_target(target, force=force)
     with _opened(source) as archive:
         infos = archive.infolist()
@@ -118,7 +122,7 @@ def _entry(name: str, size: int) -> zipfile.ZipInfo:
 
 def _add_file(archive: zipfile.ZipFile, directory: Path, name: str, expected: FileDigest) -> None:
     try:
-        source = (directory / name).open("rb")
+        source = open_regular(directory / name)
     except OSError as exc:
         raise BundleError(
             f"{directory}: {shown(name)}: found a file that cannot be read ({exc.strerror}), expected a "
@@ -149,10 +153,10 @@ class _BoundedReads(FileIO):
 
 @contextmanager
 def _opened(source: Path) -> Iterator[zipfile.ZipFile]:
-    if source.is_dir():
-        raise BundleError(f"{source}: found a directory, expected a packed bundle; it needs no unpacking")
     with _reporting_reads(source):
-        file = _BoundedReads(source)
+        if source.is_dir():
+            raise BundleError(f"{source}: found a directory, expected a packed bundle; it needs no unpacking")
+        file = _BoundedReads(source, opener=only_regular)
     with file:
         with _reporting_reads(source):
             archive = zipfile.ZipFile(file)
@@ -176,9 +180,9 @@ def _reporting_reads(source: Path) -> Iterator[None]:
         OverflowError,
         struct.error,
     ) as exc:
+        reason = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
         raise BundleError(
-            f"{source}: found an archive that cannot be read ({shown(str(exc))}), expected a packed bundle; "
-            f"{_PACK_AGAIN}"
+            f"{source}: found an archive that cannot be read ({shown(reason)}), expected a packed bundle; {_PACK_AGAIN}"
         ) from exc
 
 

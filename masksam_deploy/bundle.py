@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import os
-import secrets
 import shlex
-import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from masksam_deploy import temporaries
 from masksam_deploy.errors import BundleError, OutputError
+from masksam_deploy.graph_check import check_graph
 from masksam_deploy.manifest import FileDigest, Manifest
 from masksam_deploy.manifest_rules import (
     ENGINES_DIRECTORY,
@@ -30,6 +30,8 @@ from masksam_deploy.manifest_rules import (
     parse_manifest,
     shown,
 )
+from masksam_deploy.paths import check_name, kind_of, open_regular
+from masksam_deploy.temporaries import Temporary, clean, settle
 from masksam_deploy.text import NOT_UTF8, is_utf8
 
 _CHUNK = 2**20
@@ -81,14 +83,16 @@ class Bundle:
         return cls(directory, manifest, hashlib.sha256(data).hexdigest(), verified=verify)
 
     def graph_path(self, name: str) -> Path:
-        """Where the ONNX file of the graph `name` lies.
+        """Where the ONNX file of the graph `name` lies, for a runtime to open: see `check_graph`.
 
         Raises:
-            BundleError: there is no such graph.
+            BundleError: there is no such graph, or it is one that no runtime must be given.
         """
         for graph in self.manifest.graphs:
             if graph.name == name:
-                return self.path / graph.file
+                path = self.path / graph.file
+                check_graph(path)
+                return path
         raise BundleError(
             f"{self.path}: found graphs {shown([graph.name for graph in self.manifest.graphs])}, expected "
             f"one named {shown(name)}; export the bundle again"
@@ -160,17 +164,24 @@ def write_bundle(staging: Path, manifest: Manifest, target: Path, *, force: bool
 def staging_directory(target: Path) -> Iterator[Path]:
     """An empty directory beside `target`, gone afterwards unless it was renamed into place.
 
+    What killed processes left beside `target` is removed, and what they had set aside comes back if there is still no
+    `target` afterwards; see `temporaries.py`. Errors that name the directory name `target` instead.
+
     Raises:
         OutputError: it cannot be created.
     """
     staging = _sibling(target, "staging")
     try:
         with reporting_writes(target):
+            clean(staging.path.parent)
             # Not tempfile.mkdtemp: its private mode would stay with the finished bundle.
-            staging.mkdir()
-        yield staging
+            staging.create_folder()
+        with temporaries.speaking_of(staging.path, target):
+            yield staging.path
     finally:
-        _remove(staging)
+        staging.remove()
+        # Not before: a bundle that came back then would refuse the new one, after all its work, without `force`.
+        settle(Path(os.path.abspath(target)))  # noqa: PTH100 - as in `_sibling`
 
 
 def check_target(target: Path, *, force: bool) -> None:
@@ -215,14 +226,15 @@ def move_into_place(staging: Path, target: Path, *, force: bool) -> None:
         try:
             if force:
                 with suppress(FileNotFoundError):
-                    target.rename(aside)
+                    aside.take_over(target)
             staging.rename(target)
         finally:
             # Asked of the disk, not of a flag: an interrupt can come between a rename and its bookkeeping.
             if not os.path.lexists(staging):
-                _remove(aside)
-            elif os.path.lexists(aside) and not os.path.lexists(target):
-                aside.rename(target)
+                aside.remove()
+            elif os.path.lexists(aside.path) and not os.path.lexists(target):
+                aside.path.rename(target)
+            aside.release()
 
 
 @contextmanager
@@ -256,7 +268,7 @@ def read_manifest_bytes(directory: Path) -> bytes:
     if not os.path.lexists(path):
         raise BundleError(f"{directory}: found no {MANIFEST_NAME}, expected a bundle; name a bundle's directory")
     _check_regular(directory, MANIFEST_NAME)
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         data = file.read(MANIFEST_LIMIT + 1)
     if len(data) > MANIFEST_LIMIT:
         raise BundleError(
@@ -267,9 +279,13 @@ def read_manifest_bytes(directory: Path) -> bytes:
 
 
 def file_digest(path: Path) -> FileDigest:
-    """Size and SHA-256 of a file, read in bounded pieces."""
+    """Size and SHA-256 of a regular file, read in bounded pieces.
+
+    Raises:
+        OSError: it cannot be read, or is something else: reading a device would not end.
+    """
     digest, size = hashlib.sha256(), 0
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
             size += len(chunk)
@@ -277,6 +293,7 @@ def file_digest(path: Path) -> FileDigest:
 
 
 def _check_directory(directory: Path) -> None:
+    check_name(directory, BundleError)
     if not is_utf8(directory):
         raise BundleError(f"{shown(str(directory))}: {NOT_UTF8}")
     if directory.is_dir():
@@ -285,10 +302,14 @@ def _check_directory(directory: Path) -> None:
         raise BundleError(f"{directory}: found nothing there, expected a bundle directory; check the path")
     todo = "name a bundle's directory"
     if directory.is_file():
-        with directory.open("rb") as file:
+        with open_regular(directory) as file:
             if file.read(4) == b"PK\x03\x04":
                 todo = f"unpack it first: masksam-deploy unpack {shlex.quote(str(directory))}"
-    raise BundleError(f"{directory}: found a file, expected a bundle directory; {todo}")
+    try:
+        kind = kind_of(directory.stat().st_mode)
+    except OSError:
+        kind = "a symbolic link that leads nowhere"
+    raise BundleError(f"{directory}: found {kind}, expected a bundle directory; {todo}")
 
 
 def _check_listing(directory: Path, manifest: Manifest) -> None:
@@ -348,15 +369,7 @@ def _check_regular(directory: Path, name: str) -> None:
         )
 
 
-def _remove(directory: Path) -> None:
-    try:
-        shutil.rmtree(directory, ignore_errors=True)
-    finally:
-        # An interrupt during the first pass must not leave the rest behind.
-        shutil.rmtree(directory, ignore_errors=True)
-
-
-def _sibling(target: Path, purpose: str) -> Path:
+def _sibling(target: Path, purpose: str) -> Temporary:
     """A new hidden name beside `target`, on the same file system so that a rename suffices."""
     absolute = Path(os.path.abspath(target))  # noqa: PTH100 - resolve() would follow a link at the target
-    return absolute.with_name(f".{absolute.name}.{purpose}-{secrets.token_hex(6)}")
+    return Temporary(absolute.parent, f".{absolute.name}.{purpose}-")

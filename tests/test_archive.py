@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
+import socket
 import stat
 import struct
 import zipfile
@@ -19,6 +21,7 @@ from masksam_deploy.archive import pack, unpack
 from masksam_deploy.bundle import Bundle
 from masksam_deploy.errors import BundleError, OutputError
 from masksam_deploy.manifest_rules import MANIFEST_LIMIT, MANIFEST_NAME
+from masksam_deploy.paths import open_regular
 from tests.example_bundle import GRAPH_BYTES, make_bundle
 
 
@@ -260,6 +263,77 @@ def test_no_archive_a_directory_or_nothing_is_refused(packed: Packed) -> None:
     assert "found nothing there" in refusal(packed.path.with_name("none.zip"))
     packed.path.write_bytes(b"PK\x03\x04 and then nonsense")
     assert "cannot be read" in refusal(packed.path)
+
+
+@pytest.mark.parametrize(("kind", "message"), [("pipe", "it is a named pipe, not a file"), ("socket", "a socket")])
+def test_what_would_make_reading_wait_is_refused_at_once(packed: Packed, kind: str, message: str) -> None:
+    packed.path.unlink()
+    if kind == "pipe":
+        os.mkfifo(packed.path)
+        assert message in refusal(packed.path)
+        return
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(packed.path))
+        assert message in refusal(packed.path)
+
+
+def test_a_device_is_not_read(packed: Packed) -> None:
+    link = packed.path.with_name("zero.zip")
+    link.symlink_to("/dev/zero")
+    assert "it is a device, not a file" in refusal(link)
+
+
+def test_a_pipe_in_a_bundle_is_not_packed(packed: Packed) -> None:
+    path = packed.bundle.path / "mask_decoder.onnx"
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(BundleError, match="something that is no file"):
+        pack(packed.bundle.path, packed.path.with_name("again.zip"))
+
+
+def test_a_file_that_becomes_a_pipe_after_it_was_looked_at_is_not_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    regular = Path(__file__).stat()
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(OSError, match="named pipe"):
+        patch.setattr(os, "stat", lambda *_, **__: regular)
+        open_regular(path)
+
+
+def test_links_that_lead_to_themselves_are_refused(packed: Packed) -> None:
+    loop = packed.path.with_name("loop")
+    loop.symlink_to(loop)
+    assert "Too many levels" in refusal(loop)
+    for target in (loop, loop / "inside.zip"):
+        with pytest.raises(OutputError) as caught:
+            pack(packed.bundle.path, target)
+        assert str(caught.value).isprintable() and "found" in str(caught.value)
+    with pytest.raises(OutputError, match="--force"):
+        unpack(packed.path, loop)
+    with pytest.raises(OutputError, match="Too many levels"):
+        unpack(packed.path, loop / "inside")
+    assert loop.is_symlink()
+
+
+@pytest.mark.parametrize("name", ["a\0b", "half\ud800"])
+def test_names_that_no_system_takes_are_refused(packed: Packed, name: str) -> None:
+    bad = packed.path.with_name(name)
+    with pytest.raises(OutputError, match="found a name with"):
+        pack(packed.bundle.path, bad)
+    with pytest.raises(OutputError, match="found a name with"):
+        unpack(packed.path, bad)
+    with pytest.raises(BundleError, match="found a name with"):
+        unpack(bad, packed.path.with_name("new"))
+
+
+def test_overlong_names_are_refused(packed: Packed) -> None:
+    bad = packed.path.with_name("a" * 5000)
+    with pytest.raises(OutputError, match="too long"):
+        pack(packed.bundle.path, bad)
+    with pytest.raises(OutputError, match="too long"):
+        unpack(packed.path, bad)
+    with pytest.raises(BundleError, match="too long"):
+        unpack(bad, packed.path.with_name("new"))
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)

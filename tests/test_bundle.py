@@ -39,7 +39,6 @@ def test_a_written_bundle_loads_with_sizes_derived_from_its_ports(heart: Bundle)
     loaded = Bundle.load(str(heart.path))
     assert loaded == heart
     assert (loaded.patch_size, loaded.channels, loaded.classes) == ((4, 16, 32), 2, 3)
-    assert loaded.graph_path("mask_decoder") == heart.path / "mask_decoder.onnx"
     assert set(loaded.manifest.files) == set(GRAPH_BYTES)
     with pytest.raises(FrozenInstanceError):
         loaded.path = Path()  # type: ignore[misc]
@@ -48,6 +47,32 @@ def test_a_written_bundle_loads_with_sizes_derived_from_its_ports(heart: Bundle)
 def test_an_unknown_graph_is_refused_by_name(heart: Bundle) -> None:
     with pytest.raises(BundleError, match=r"found graphs \['image_encoder', .*expected one named 'decoder'"):
         heart.graph_path("decoder")
+
+
+def test_a_graph_that_no_runtime_must_be_given_has_no_path(heart: Bundle) -> None:
+    with pytest.raises(BundleError, match=r"image_encoder.onnx: found no ONNX graph"):
+        heart.graph_path("image_encoder")
+
+
+def test_something_else_under_the_bundles_name_is_said_to_be_that(tmp_path: Path) -> None:
+    loop = tmp_path / "loop.masksam"
+    loop.symlink_to(loop)
+    assert "found a symbolic link that leads nowhere, expected a bundle directory" in refusal(loop)
+    pipe = tmp_path / "pipe.masksam"
+    os.mkfifo(pipe)
+    assert "found a named pipe, expected a bundle directory" in refusal(pipe)
+    assert "found a device, expected a bundle directory" in refusal(Path("/dev/zero"))
+
+
+@pytest.mark.parametrize("name", ["a\0b", "half\ud800", "loop/inside"])
+def test_a_name_that_no_system_takes_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    refusal(tmp_path / name)
+
+
+def test_an_overlong_name_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="File name too long"):
+        Bundle.load(tmp_path / ("a" * 5000))
 
 
 def test_the_manifest_hash_changes_with_any_field(heart: Bundle) -> None:
