@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from masksam_deploy.errors import DiskFullError, OutputError
+from masksam_deploy.temporaries import FILE, Temporary, clean, speaking_of
 from masksam_deploy.text import shown
 
 _REASONS = {
@@ -32,31 +32,23 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
 
     The temporary name ends in `target`'s suffixes in lower case (`SEG.NII.GZ` -> `.nii.gz`), since writers
     choose a format by them. The file has the permissions that the umask gives. An existing target is
-    replaced only at the end.
+    replaced only at the end. What killed processes left in the folder is removed; see `temporaries.py`.
+    A `target` that is such a temporary itself, of an `atomic_path` further out, is yielded as it is.
 
     Raises:
         OutputError: the target is not a place for a file, or the system refused (permissions, missing folder);
-            any `OSError` from the body is turned into it as well. `DiskFullError` for want of room.
+            any `OSError` from the body is turned into it as well. `DiskFullError` for want of room. The message
+            names the file that was asked for.
     """
     target = Path(target)
-    temporary = target.parent / (f".{secrets.token_hex(8)}{''.join(_suffixes(target))}")
-    try:
-        if target.exists() and not target.is_file():
-            kind = "a folder" if target.is_dir() else "a device"
-            raise OutputError(f"{shown(target)}: found {kind}, expected a file name to write; give another path")
-        # Created here, exclusively, so that a bad folder shows up before any work is done.
-        with temporary.open("xb"):
-            pass
-        yield temporary
-        _flush_to_disk(temporary)
-        temporary.replace(target)
-    except OSError as error:
-        kind_of_error = DiskFullError if error.errno in (errno.ENOSPC, errno.EDQUOT) else OutputError
-        raise kind_of_error(f"{shown(target)}: cannot be written: {_reason(error)}") from error
-    finally:
-        # After a success the name is gone; after anything else, Ctrl-C included, nothing may stay behind.
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+    asked = _asked.get(target)
+    if asked is None:
+        with _in_our_words(target), _beside(target) as temporary:
+            yield temporary
+    else:
+        # A second temporary, renamed to the first one's name, would leave that without its lock.
+        with _in_our_words(asked), speaking_of(target, asked), _emptied_on_error(target):
+            yield target
 
 
 def check_writable(target: str | Path) -> None:
@@ -71,6 +63,53 @@ def check_writable(target: str | Path) -> None:
 
 class _Writable(Exception):  # noqa: N818  never seen outside
     """Leaves `atomic_path` before it would replace the target."""
+
+
+_asked: dict[Path, Path] = {}
+"""Temporaries that are being written -> what they are for."""
+
+
+@contextmanager
+def _beside(target: Path) -> Iterator[Path]:
+    """The file itself: created, yielded, renamed."""
+    if target.exists() and not target.is_file():
+        kind = "a folder" if target.is_dir() else "a device"
+        raise OutputError(f"{shown(target)}: found {kind}, expected a file name to write; give another path")
+    clean(target.parent)
+    temporary = Temporary(target.parent, FILE, "".join(_suffixes(target)))
+    try:
+        # Created here, exclusively, so that a bad folder shows up before any work is done.
+        temporary.create_file()
+        _asked[temporary.path] = target
+        with speaking_of(temporary.path, target):
+            yield temporary.path
+        _flush_to_disk(temporary.path)
+        temporary.release()
+        temporary.path.replace(target)
+    finally:
+        # After a success the name is gone; after anything else, Ctrl-C included, nothing may stay behind.
+        _asked.pop(temporary.path, None)
+        temporary.remove()
+
+
+@contextmanager
+def _emptied_on_error(temporary: Path) -> Iterator[None]:
+    """Leave no half file to the `atomic_path` further out, should that go on."""
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):
+            os.truncate(temporary, 0)
+        raise
+
+
+@contextmanager
+def _in_our_words(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        kind_of_error = DiskFullError if error.errno in (errno.ENOSPC, errno.EDQUOT) else OutputError
+        raise kind_of_error(f"{shown(target)}: cannot be written: {_reason(error)}") from error
 
 
 def _suffixes(path: Path) -> list[str]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import platform
-import secrets
+import re
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -24,11 +26,12 @@ from masksam_deploy.engines.device_gate import judge_on_device, runs_here
 from masksam_deploy.engines.gate import Case, Gate, Limits, Verdict, limits_of
 from masksam_deploy.engines.quantisation import Calibrator
 from masksam_deploy.engines.spec import EngineSpec, Precision
-from masksam_deploy.engines.store import Engine, EngineRecord, store_engine
+from masksam_deploy.engines.store import Engine, EngineRecord, key_of, read_engine, store_engine
 from masksam_deploy.engines.typed_graphs import TypedGraphs
 from masksam_deploy.errors import EngineError, GateError
 from masksam_deploy.manifest_rules import ENGINES_DIRECTORY
 from masksam_deploy.scans import ScanFiles
+from masksam_deploy.temporaries import BUILDING, Temporary, abandoned_in, clean, remove_any, speaking_of
 
 Progress: TypeAlias = Callable[[str, int, int], None]
 
@@ -122,12 +125,8 @@ def build_engine(
     builder.check(request.options)
     on_device = runs_here(builder, request.options)
     store = bundle.path / ENGINES_DIRECTORY
-    staging = store / f"{BUILDING}{secrets.token_hex(6)}"
-    with reporting_writes(store):
-        staging.mkdir(parents=True)
-        _sweep(store)
-    typed_folder = staging / "typed"
-    try:
+    with _staging(store) as staging:
+        typed_folder = staging / "typed"
         typed_folder.mkdir()
         windows = _calibration(bundle, request)
         with TypedGraphs(
@@ -189,19 +188,45 @@ def build_engine(
                 )
             record = record.model_copy(update={"gate": _gate_report(gate, windows, request, attempts, verdict)})
         return BuildResult(store_engine(staging, bundle, record), tuple(attempts), built)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
-BUILDING = ".building-"
+_REPLACED = ".replaced"
+"""Ends the name of an engine that `store_engine` sets aside."""
+_UNLOCKED = re.compile(rf"{re.escape(BUILDING)}(unlocked-[0-9a-f]{{16}}|[0-9a-f]{{12}})({re.escape(_REPLACED)})?")
+"""Folders of builds that no lock tells the end of: where locks do not work, and of version 0.1."""
 _ABANDONED_SECONDS = 24 * 3600
+"""Nothing is written to such a folder for so long: then it is abandoned. No step of a build takes as long."""
+
+
+@contextmanager
+def _staging(store: Path) -> Iterator[Path]:
+    """A new folder in the store, gone afterwards unless it became an engine."""
+    staging = Temporary(store, BUILDING)
+    try:
+        with reporting_writes(store):
+            store.mkdir(parents=True, exist_ok=True)
+            _sweep(store)
+            staging.create_folder()
+        with speaking_of(staging.path, store):
+            yield staging.path
+    finally:
+        staging.remove()
 
 
 def _sweep(store: Path) -> None:
-    """Remove what builds that were killed a day ago or earlier left."""
+    """Put engines back that killed builds had set aside, and remove what else such builds left."""
+    for folder in abandoned_in(store, BUILDING, _REPLACED):
+        with suppress(EngineError, OSError):
+            engine = store / key_of(read_engine(folder).record)
+            if not os.path.lexists(engine):
+                folder.rename(engine)
+        remove_any(folder)
+    clean(store)
     for folder in store.glob(f"{BUILDING}*"):
-        if time.time() - folder.stat().st_mtime > _ABANDONED_SECONDS:
-            shutil.rmtree(folder, ignore_errors=True)
+        if _UNLOCKED.fullmatch(folder.name) and not folder.is_symlink() and folder.is_dir():
+            latest = max(path.lstat().st_mtime for path in (folder, *folder.iterdir()))
+            if time.time() - latest > _ABANDONED_SECONDS:
+                remove_any(folder)
 
 
 def open_typed(

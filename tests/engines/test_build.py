@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -26,6 +28,7 @@ from masksam_deploy.engines.spec import EngineSpec
 from masksam_deploy.engines.store import engines_of
 from masksam_deploy.errors import EngineError, GateError, OutputError, ScanError
 from masksam_deploy.scans import find_scans
+from masksam_deploy.temporaries import _cleaned
 from tests.engines.small_bundle import ball_scan
 
 
@@ -178,13 +181,59 @@ def test_exclusions_of_layers_that_do_not_exist_are_refused(own_bundle: Bundle, 
             build_engine(own_bundle, open_builder("onnxruntime"), careless)
 
 
-def test_what_a_killed_build_left_is_swept_after_a_day(own_bundle: Bundle) -> None:
+def test_what_a_killed_build_left_where_locks_do_not_work_is_swept_after_a_day(own_bundle: Bundle) -> None:
     store = own_bundle.path / "engines"
-    for name, age in (("old", 2 * 86400), ("young", 60)):
-        (store / f".building-{name}").mkdir(parents=True)
-        os.utime(store / f".building-{name}", (time.time() - age,) * 2)
+    old, young = 2 * 86400, 600
+    ages = {
+        ".building-unlocked-00112233aabbccdd": old,
+        ".building-0011aabbccdd": old,
+        ".building-0011aabbccdd.replaced": old,
+        ".building-unlocked-aa112233aabbccdd": young,
+        ".building-of-mine": old,
+    }
+    for name, age in ages.items():
+        (store / name).mkdir(parents=True)
+        os.utime(store / name, (time.time() - age,) * 2)
     build_engine(own_bundle, open_builder("onnxruntime"), request(own_bundle, "fp16"))
-    assert [path.name for path in store.glob(".building-*")] == [".building-young"]
+    left = {path.name for path in store.glob(".building-*")}
+    assert left == {".building-of-mine", ".building-unlocked-aa112233aabbccdd"}
+
+
+_BUILD_AND_DIE = """
+    import os, pathlib, signal, sys
+    from masksam_deploy.engines import build
+    from masksam_deploy.temporaries import Temporary
+    if sys.argv[2] == "building":
+        with build._staging(pathlib.Path(sys.argv[1])) as staging:
+            (staging / "typed").mkdir()
+            os.kill(os.getpid(), signal.SIGKILL)
+    engine, = pathlib.Path(sys.argv[1]).iterdir()  # as store_engine does: it makes way for a new one
+    staging = Temporary(engine.parent, ".building-")
+    staging.create_folder()
+    engine.rename(f"{staging.path}.replaced")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("moment", ["building", "replacing"])
+def test_what_a_killed_build_left_is_swept_by_the_next_one(own_bundle: Bundle, moment: str) -> None:
+    pytest.importorskip("fcntl", reason="locks that end with their process exist on Unix only")
+    store = own_bundle.path / "engines"
+    before = build_engine(own_bundle, open_builder("onnxruntime"), request(own_bundle, "fp16")).engine.folder
+    script = textwrap.dedent(_BUILD_AND_DIE)
+    died = subprocess.run([sys.executable, "-c", script, str(store), moment], capture_output=True, check=False)
+    assert died.returncode == -signal.SIGKILL, died.stderr
+    left = list(store.glob(".building-*"))
+    assert len(left) == (1 if moment == "building" else 2)
+    assert before.exists() is (moment == "building")
+    for path in left:
+        os.utime(path, (time.time() - 120,) * 2)
+    _cleaned.clear()  # as in another process
+    other = build_engine(
+        own_bundle, open_builder("onnxruntime"), request(own_bundle, "fp16", overrides={"decoder": "fp32"})
+    )
+    assert {path.name for path in store.iterdir()} == {before.name, other.engine.folder.name}
+    assert {engine.folder for engine in engines_of(own_bundle)} == {before, other.engine.folder}
 
 
 def test_judging_on_the_scans_that_were_calibrated_on_is_recorded(own_bundle: Bundle, calibration: Path) -> None:
