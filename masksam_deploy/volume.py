@@ -95,6 +95,8 @@ class Volume:
     warnings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if isinstance(self.array, np.ma.MaskedArray):  # what is masked would be read all the same
+            raise ValueError("array is masked, expected a plain one: decide with array.filled(value) what is hidden")
         if self.array.ndim not in (3, 4):
             raise ValueError(f"array has {self.array.ndim} axes, expected 3 [Z,Y,X] or 4 [C,Z,Y,X]")
         if self.array.shape[-3:] != self.geometry.shape_zyx:

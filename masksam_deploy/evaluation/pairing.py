@@ -9,7 +9,7 @@ from pathlib import Path
 from masksam_deploy.evaluation.errors import EvaluationError
 from masksam_deploy.evaluation.label_maps import check_same_grid, listed
 from masksam_deploy.io.itk import SCAN_SUFFIXES, scan_suffix
-from masksam_deploy.io.scan import open_channel
+from masksam_deploy.io.scan import read_geometry
 from masksam_deploy.text import one_line, shown
 
 _FIRST_CHANNEL = "_0000"
@@ -117,10 +117,10 @@ def check_grids(pairs: Iterable[Pair]) -> None:
     """
     for pair in pairs:
         case = f"case {one_line(pair.case)!r}"
-        reference = open_channel(pair.reference).geometry
-        check_same_grid(open_channel(pair.prediction).geometry, reference, f"{case}, the prediction")
+        reference = read_geometry(pair.reference)
+        check_same_grid(read_geometry(pair.prediction), reference, f"{case}, the prediction")
         if pair.scan:
-            check_same_grid(open_channel(pair.scan).geometry, reference, f"{case}, the scan")
+            check_same_grid(read_geometry(pair.scan), reference, f"{case}, the scan")
 
 
 def case_name(path: Path) -> str:

@@ -1,30 +1,33 @@
-"""A folder with one DICOM series, read slice by slice by ITK (GDCM).
+"""A folder with one DICOM series: which files are its slices, and whether they belong together.
 
-GDCM applies the rescale slope and intercept of each slice and refuses truncated pixel data. Which slices
-belong together and where they lie is decided here and in `dicom_stack.py`, since ITK's own series reader
-stacks whatever it is given.
+What one file says is in `dicom_header.py`, its pixels in `dicom_pixels.py`, and where slices lie in `dicom_stack.py`.
 """
 
 from __future__ import annotations
 
+import os
+import stat
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-
-import numpy as np
-import SimpleITK
 
 from masksam_deploy.errors import ScanError
 from masksam_deploy.io.channel import Channel
-from masksam_deploy.io.dicom_lengths import check_lengths
+from masksam_deploy.io.dicom_header import DicomHeader, Tag, media_storage_class
+from masksam_deploy.io.dicom_pixels import check_readable, decode_plane
 from masksam_deploy.io.dicom_stack import Slice, stack
 from masksam_deploy.io.grid import check_grid
-from masksam_deploy.io.itk import quiet_itk
-from masksam_deploy.text import NOT_UTF8, is_utf8, itk_reason, one_line, shown
+from masksam_deploy.text import NOT_UTF8, is_utf8, one_line, shown
 from masksam_deploy.volume import Array, Geometry
 
 _PREAMBLE = 128
 _IMAGE_SUFFIXES = ("", ".dcm", ".dicom", ".ima", ".img")
+_JUNK = frozenset(["dicomdir", "thumbs.db", "desktop.ini"])
+"""What discs and file managers leave in every folder."""
+_MOST_FILES = 10_000
+"""Of a subfolder: so many are looked through for slices."""
 # Objects that carry a grid or refer to one but are not a scan (DICOM PS3.4 B.5).
 _NOT_A_SCAN = {
     "1.2.840.10008.5.1.4.1.1.66.4": "SEG (segmentation)",
@@ -47,13 +50,6 @@ _NOT_A_SCAN = {
 }
 _NOT_A_SCAN_MODALITIES = ("SEG", "RTDOSE", "RTPLAN", "RTSTRUCT", "RTIMAGE", "SR", "PR", "KO", "REG", "DOC")
 
-_SOP_CLASS, _MODALITY, _DESCRIPTION = "0008|0016", "0008|0060", "0008|103e"
-_PATIENT, _STUDY, _SERIES = "0010|0020", "0020|000d", "0020|000e"
-_POSITION, _ORIENTATION, _PIXEL_SPACING = "0020|0032", "0020|0037", "0028|0030"
-_SAMPLES, _PHOTOMETRIC, _FRAMES = "0028|0002", "0028|0004", "0028|0008"
-_INTERCEPT, _SLOPE = "0028|1052", "0028|1053"
-_THICKNESS, _BETWEEN = "0018|0050", "0018|0088"
-
 
 def open_dicom_series(folder: Path) -> Channel:
     """Read the headers of all files in `folder` and check that they are one complete stack of slices.
@@ -63,16 +59,17 @@ def open_dicom_series(folder: Path) -> Channel:
 
     Raises:
         ScanError: no image, several series, colour, multi-frame, not a scan, damaged, a name that is not UTF-8;
-            or slices that are missing, doubled, unevenly spaced, tilted or of different size, spacing or orientation.
+            slices that are missing, doubled, unevenly spaced, tilted or of different size, spacing or orientation,
+            or whose values do not mean the same; or something in the folder that cannot be told from a slice.
         OSError: a file cannot be read.
     """
-    paths, geometry = ordered_files(folder)
+    series = _series(folder)
 
     def read_into(out: Array) -> None:
-        for path, plane in zip(paths, out, strict=True):
-            _decode(path, plane)
+        for header, plane in zip(series.headers, out, strict=True):
+            decode_plane(header, plane)
 
-    return Channel(shown(folder), geometry, read_into)
+    return Channel(shown(folder), series.geometry, read_into, series.warnings)
 
 
 def ordered_files(folder: Path) -> tuple[list[Path], Geometry]:
@@ -81,19 +78,8 @@ def ordered_files(folder: Path) -> tuple[list[Path], Geometry]:
     Raises:
         ScanError, OSError: as `open_dicom_series`.
     """
-    name = shown(folder)
-    files = [path for path in sorted(folder.iterdir()) if path.is_file() and _may_be_slice(path)]
-    if not files:
-        raise ScanError(f"{name}: {_no_slices(folder)}")
-    undecodable = next((path for path in files if not is_utf8(path)), None)
-    if undecodable:
-        raise ScanError(f"{shown(undecodable)}: {NOT_UTF8}")
-    headers = [_Header(path) for path in files]
-    _check_one_series(headers, name)
-    slices = [header.slice() for header in headers]
-    ordered, geometry = stack(slices, name)
-    check_grid(geometry, name)
-    return [s.path for s in ordered], geometry
+    series = _series(folder)
+    return [header.path for header in series.headers], series.geometry
 
 
 def is_dicom_file(path: Path) -> bool:
@@ -102,100 +88,232 @@ def is_dicom_file(path: Path) -> bool:
         return file.read(_PREAMBLE + 4)[_PREAMBLE:] == b"DICM"
 
 
-class _Header:
-    """The tags of one file that decide whether and where its image belongs to the stack."""
+def is_junk(name: str) -> bool:
+    """Whether a file of this name is hidden, or left by discs and file managers, and says nothing about a scan."""
+    return name.startswith(".") or name.lower() in _JUNK
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        kind = _NOT_A_SCAN.get(_media_storage_class(path))
-        if kind:
-            raise ScanError(f"{shown(path)}: found a DICOM {kind} object, expected images of a scan; remove it")
-        check_lengths(path)
-        self._reader = _reader(path)
-        try:
-            with quiet_itk():
-                self._reader.ReadImageInformation()
-        except RuntimeError as error:
-            raise _unreadable(path, error) from error
-        self._refuse_other_objects()
 
-    def text(self, tag: str) -> str:
-        """The tag's value on one line, or an empty string."""
-        if not self._reader.HasMetaDataKey(tag):
-            return ""
-        return one_line(self._reader.GetMetaData(tag).strip(" \0"))
+def check_kind(path: Path) -> None:
+    """Refuse what is neither a file nor a folder: it may stand for a slice or scan that is not there.
 
-    def group(self) -> tuple[str, str]:
-        """What all slices of one series share. Anonymised files may have empty UIDs."""
-        return (self.text(_PATIENT), self.text(_SERIES) or self.text(_STUDY))
+    Raises:
+        ScanError: a link that leads nowhere, a pipe, a device.
+        OSError: it cannot be looked at.
+    """
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        if path.is_symlink():
+            raise ScanError(
+                f"{shown(path)}: found a link that leads nowhere, expected a file; copy what it stands for, or remove "
+                "it"
+            ) from error
+        raise
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise ScanError(f"{shown(path)}: found neither a file nor a folder, expected a file; remove it")
 
-    def slice(self) -> Slice:
-        """Position, orientation and size; `ScanError` if one is missing."""
-        columns, rows = self._reader.GetSize()[:2]
-        orientation = self._numbers(_ORIENTATION, 6, "ImageOrientationPatient")
-        row_spacing, column_spacing = self._numbers(_PIXEL_SPACING, 2, "PixelSpacing")
-        return Slice(
-            path=self.path,
-            size_xy=(int(columns), int(rows)),
-            # DICOM gives the distance between rows first, which is the y spacing.
-            spacing_xy=(column_spacing, row_spacing),
-            position=self._numbers(_POSITION, 3, "ImagePositionPatient"),
-            row=orientation[:3],
-            column=orientation[3:],
-            thickness=self._length(_THICKNESS),
-            between=self._length(_BETWEEN),
+
+@dataclass(frozen=True)
+class _Series:
+    """Headers in the order of their slices."""
+
+    headers: list[DicomHeader]
+    geometry: Geometry
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Folder:
+    """What lies in a folder with slices.
+
+    Attributes:
+        slices: files that are, or may be, slices.
+        others: names of what is plainly something else.
+    """
+
+    slices: list[Path]
+    others: list[str]
+
+
+def _series(folder: Path) -> _Series:
+    name = shown(folder)
+    found = _looked_through(folder)
+    if not found.slices:
+        raise ScanError(f"{name}: {_no_slices(folder)}")
+    undecodable = next((path for path in found.slices if not is_utf8(path)), None)
+    if undecodable:
+        raise ScanError(f"{shown(undecodable)}: {NOT_UTF8}")
+    headers = [_header(path) for path in found.slices]
+    _check_one_series(headers, name)
+    _check_one_meaning(headers)
+    by_path = {header.path: header for header in headers}
+    ordered, geometry = stack([_slice(header) for header in headers], name)
+    check_grid(geometry, name)
+    return _Series([by_path[s.path] for s in ordered], geometry, _passed_over(found.others, name))
+
+
+def _looked_through(folder: Path) -> _Folder:
+    """Sort what lies in a folder; what might be a slice counts as one, so that a damaged one is noticed.
+
+    Raises:
+        ScanError: a link leads nowhere, or a folder beside the slices holds further ones.
+    """
+    slices: list[Path] = []
+    others: list[Path] = []
+    folders: list[Path] = []
+    for path in sorted(folder.iterdir()):
+        if is_junk(path.name):
+            continue
+        check_kind(path)
+        if path.is_dir():
+            folders.append(path)
+        elif _may_be_slice(path):
+            slices.append(path)
+        else:
+            others.append(path)
+    for inner in folders if slices else []:
+        stray = next((path for path in islice(_files_below(inner), _MOST_FILES) if is_dicom_file(path)), None)
+        if stray:
+            raise ScanError(
+                f"{shown(stray)}: found a DICOM file in a folder beside the slices, expected all slices of the series "
+                f"in {shown(folder)} and nothing else; move the folder, or its files"
+            )
+    return _Folder(slices, [path.name for path in others] + [f"{inner.name}/" for inner in folders])
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    for place, _, names in os.walk(folder):
+        for name in names:
+            path = Path(place) / name
+            if path.is_file():
+                yield path
+
+
+def _passed_over(names: Sequence[str], folder: str) -> tuple[str, ...]:
+    if not names:
+        return ()
+    listed = ", ".join(one_line(name, 80) for name in names[:8]) + (", ..." if len(names) > 8 else "")
+    return (f"{folder}: {len(names)} file(s) or folder(s) that are no DICOM images were not read: {listed}.",)
+
+
+def _header(path: Path) -> DicomHeader:
+    """The header of one file that is an image of a scan.
+
+    Raises:
+        ScanError: it is something else, or cannot be read.
+    """
+    _refuse_object(path, _NOT_A_SCAN.get(media_storage_class(path)))
+    header = DicomHeader(path)
+    modality = header.text(Tag.MODALITY)
+    _refuse_object(path, _NOT_A_SCAN.get(header.text(Tag.SOP_CLASS)))
+    _refuse_object(path, modality if modality in _NOT_A_SCAN_MODALITIES else None)
+    header.check_has_pixels()
+    frames = header.text(Tag.FRAMES)
+    if frames not in ("", "0", "1"):
+        raise ScanError(
+            f"{header.name}: found a multi-frame image ({frames} frames), expected one slice per file; convert the "
+            "series to .nii.gz, e.g. with dcm2niix"
         )
+    photometric = header.text(Tag.PHOTOMETRIC)
+    if header.unsigned(Tag.SAMPLES, 1) != 1 or photometric != "MONOCHROME2":
+        # Values of MONOCHROME1 would have to be negated, those of a palette looked up.
+        raise ScanError(
+            f"{header.name}: found {photometric or 'unknown'} pixels, expected MONOCHROME2; give the original series"
+        )
+    if header.has(Tag.MODALITY_LUT):
+        raise ScanError(
+            f"{header.name}: found values that a table translates (ModalityLUTSequence), expected a rescale slope and "
+            "intercept; convert the series"
+        )
+    check_readable(header)
+    return header
 
-    def _refuse_other_objects(self) -> None:
-        where = shown(self.path)
-        kind = _NOT_A_SCAN.get(self.text(_SOP_CLASS))
-        modality = self.text(_MODALITY)
-        if kind or modality in _NOT_A_SCAN_MODALITIES:
-            raise ScanError(f"{where}: found a DICOM {kind or modality} object, expected images of a scan; remove it")
-        frames = self.text(_FRAMES)
-        if frames not in ("", "0", "1") or self._reader.GetSize()[2] != 1:
-            raise ScanError(
-                f"{where}: found a multi-frame image ({frames or self._reader.GetSize()[2]} frames), expected one "
-                "slice per file; convert the series to .nii.gz, e.g. with dcm2niix"
-            )
-        photometric = self.text(_PHOTOMETRIC)
-        if self.text(_SAMPLES) not in ("", "1") or photometric != "MONOCHROME2":
-            # GDCM negates MONOCHROME1 values and looks up palettes.
-            raise ScanError(
-                f"{where}: found {photometric or 'unknown'} pixels, expected MONOCHROME2; give the original series"
-            )
-        if self.text(_INTERCEPT):
-            self._numbers(_INTERCEPT, 1, "RescaleIntercept")
-        # GDCM takes a slope of 0 as 1.
-        if self.text(_SLOPE) and self._numbers(_SLOPE, 1, "RescaleSlope")[0] == 0:
-            raise ScanError(f"{where}: found a rescale slope of 0, expected another number; repair the file")
 
-    def _length(self, tag: str) -> float | None:
-        """A length in mm that is only a hint; None if it is missing or makes no sense."""
-        try:
-            value = float(self.text(tag))
-        except ValueError:
-            return None
-        return value if 0 < value < np.inf else None
+def _refuse_object(path: Path, kind: str | None) -> None:
+    if kind:
+        raise ScanError(f"{shown(path)}: found a DICOM {kind} object, expected images of a scan; remove it")
 
-    def _numbers(self, tag: str, count: int, meaning: str) -> tuple[float, ...]:
-        text = self.text(tag)
-        try:
-            values = tuple(float(part) for part in text.split("\\"))
-        except ValueError:
-            values = ()
-        if len(values) != count or not np.isfinite(values).all():
-            found = f"'{text}'" if text else "none"
+
+def _slice(header: DicomHeader) -> Slice:
+    """Position, orientation and size; `ScanError` if one is missing."""
+    orientation = header.numbers(Tag.ORIENTATION, 6)
+    row_spacing, column_spacing = header.numbers(Tag.PIXEL_SPACING, 2)
+    form = header.pixel_format
+    return Slice(
+        path=header.path,
+        size_xy=(form.columns, form.rows),
+        # DICOM gives the distance between rows first, which is the y spacing.
+        spacing_xy=(column_spacing, row_spacing),
+        position=header.numbers(Tag.POSITION, 3),
+        row=orientation[:3],
+        column=orientation[3:],
+        thickness=header.length(Tag.THICKNESS),
+        between=header.length(Tag.BETWEEN),
+    )
+
+
+def _group(header: DicomHeader) -> tuple[str, str]:
+    """What all slices of one series share. Anonymised files may have empty UIDs."""
+    return (header.text(Tag.PATIENT_ID), header.text(Tag.SERIES) or header.text(Tag.STUDY))
+
+
+def _check_one_series(headers: Sequence[DicomHeader], name: str) -> None:
+    counts = Counter(_group(header) for header in headers)
+    if len(counts) == 1:
+        return
+    first = {_group(header): header for header in reversed(headers)}
+    # Patient identifiers stay out of messages and logs.
+    listed = "; ".join(
+        f"{first[group].text(Tag.SERIES) or 'no UID'} '{first[group].text(Tag.SERIES_DESCRIPTION)}' {count} files"
+        for group, count in counts.items()
+    )
+    patients = len({patient for patient, _ in counts})
+    of_patients = f" of {patients} patients" if patients > 1 else ""
+    raise ScanError(
+        f"{name}: found {len(counts)} series{of_patients} ({one_line(listed, limit=600)}), expected one; keep only one "
+        "in the folder"
+    )
+
+
+def _rescale_presence(header: DicomHeader) -> str:
+    return "none" if header.rescale is None else "a rescale slope or intercept"
+
+
+def _ct_rescale(header: DicomHeader) -> str:
+    """Hounsfield units come from one slope and intercept; those of PET and MR may change from slice to slice."""
+    return str(header.rescale) if header.text(Tag.MODALITY) == "CT" else ""
+
+
+_SAME: dict[str, Callable[[DicomHeader], str]] = {
+    "modality": lambda header: header.text(Tag.MODALITY),
+    "rescaling": _rescale_presence,
+    "rescale type": lambda header: header.text(Tag.RESCALE_TYPE),
+    "units": lambda header: header.text(Tag.UNITS),
+    "pixel format": lambda header: header.pixel_format.described,
+    "rescale slope and intercept of a CT": _ct_rescale,
+}
+"""What must agree in all slices: otherwise one voxel's value does not mean what another's does."""
+
+
+def _check_one_meaning(headers: Sequence[DicomHeader]) -> None:
+    """Refuse a series whose slices' values do not mean the same, naming the slice that differs from most.
+
+    Raises:
+        ScanError: says what differs.
+    """
+    for what, of in _SAME.items():
+        found = [of(header) for header in headers]
+        (usual, _), *rest = Counter(found).most_common()
+        if rest:
+            odd = headers[next(i for i, value in enumerate(found) if value != usual)]
             raise ScanError(
-                f"{shown(self.path)}: found {found} as {meaning}, expected {count} numbers; give the original series"
+                f"{odd.name}: found {what} '{of(odd) or 'none'}', expected '{usual or 'none'}' as in most slices; "
+                "export the series again"
             )
-        return values
 
 
 def _may_be_slice(path: Path) -> bool:
     """Leave out what is plainly no image, but nothing that could be a damaged slice."""
-    if path.name.startswith(".") or path.name.upper() == "DICOMDIR":
-        return False
     if is_dicom_file(path):
         return True
     suffix = path.suffix.lower()
@@ -211,60 +329,3 @@ def _no_slices(folder: Path) -> str:
     inside = [path.name + "/" for path in sorted(folder.iterdir()) if path.is_dir()]
     hint = f" (it has subfolders: {one_line(', '.join(inside))})" if inside else ""
     return f"found no DICOM images in the folder{hint}, expected the slices of one series; give their folder"
-
-
-def _unreadable(path: Path, error: RuntimeError) -> ScanError:
-    return ScanError(
-        f"{shown(path)}: found a damaged or unsupported DICOM file ({itk_reason(error)}), expected a complete image; "
-        "copy it again, or remove it if it is no image"
-    )
-
-
-def _media_storage_class(path: Path) -> str:
-    """MediaStorageSOPClassUID of the file meta header, which GDCM keeps for itself if there is no image."""
-    with path.open("rb") as file:
-        head = file.read(4096)
-    start = head.find(b"\x02\x00\x02\x00UI", _PREAMBLE)
-    if start < 0:
-        return ""
-    length = int.from_bytes(head[start + 6 : start + 8], "little")
-    return head[start + 8 : start + 8 + length].decode("ascii", "replace").strip(" \0")
-
-
-def _check_one_series(headers: Sequence[_Header], name: str) -> None:
-    counts = Counter(header.group() for header in headers)
-    if len(counts) == 1:
-        return
-    first = {header.group(): header for header in reversed(headers)}
-    # Patient identifiers stay out of messages and logs.
-    listed = "; ".join(
-        f"{first[group].text(_SERIES) or 'no UID'} '{first[group].text(_DESCRIPTION)}' {count} files"
-        for group, count in counts.items()
-    )
-    patients = len({patient for patient, _ in counts})
-    of_patients = f" of {patients} patients" if patients > 1 else ""
-    raise ScanError(
-        f"{name}: found {len(counts)} series{of_patients} ({one_line(listed, limit=600)}), expected one; keep only one "
-        "in the folder"
-    )
-
-
-def _decode(path: Path, plane: Array) -> None:
-    try:
-        with quiet_itk():
-            image = _reader(path).Execute()
-    except RuntimeError as error:
-        raise _unreadable(path, error) from error
-    values = SimpleITK.GetArrayViewFromImage(image)
-    if values.shape != (1, *plane.shape):
-        raise ScanError(f"{shown(path)}: found {values.shape} pixels, expected {plane.shape}; copy the file again")
-    with np.errstate(over="ignore"):
-        np.copyto(plane, values[0], casting="same_kind")
-
-
-def _reader(path: Path) -> SimpleITK.ImageFileReader:
-    reader = SimpleITK.ImageFileReader()
-    reader.SetFileName(str(path))
-    reader.SetImageIO("GDCMImageIO")
-    reader.LoadPrivateTagsOff()
-    return reader

@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from masksam_deploy.errors import MemoryLimitError, ScanError
-from masksam_deploy.io.channel import Channel
-from masksam_deploy.io.dicom import is_dicom_file, open_dicom_series
-from masksam_deploy.io.grid import affine_lps, corner_shift_mm, times
-from masksam_deploy.io.itk import open_itk_file, scan_suffix
+from masksam_deploy.io.grid import affine_lps, check_grid, corner_shift_mm, times
+from masksam_deploy.io.isolation import IsolatedScan, SharedArray
+from masksam_deploy.io.itk import scan_suffix
 from masksam_deploy.io.text_header import read_meta_header, read_nrrd_header
-from masksam_deploy.text import NOT_UTF8, is_utf8, one_line, shown
-from masksam_deploy.volume import Volume
+from masksam_deploy.memory import available_memory
+from masksam_deploy.text import shown
+from masksam_deploy.volume import Geometry, Volume
 
 # Far more than rounding in headers explains, far less than changes a label map.
 _CHANNEL_SHIFT_VOXELS = 0.01
 
 
-def read_volume(path: str | Path | Sequence[str | Path], *, max_voxels: int | None = None) -> Volume:
+def read_volume(
+    path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], *, max_voxels: int | None = None
+) -> Volume:
     """Read a scan without changing its values, its axes or its order.
 
-    Values are what ITK gives (NIfTI scaling, DICOM rescale applied) as float32, and the geometry is ITK's, as
-    in nnU-Net's `SimpleITKIO`. Unlike there, everything a label map could be wrong on is refused.
+    Values are those that the file states (NIfTI scaling, DICOM rescale applied) as float32, and the geometry is ITK's,
+    as in nnU-Net's `SimpleITKIO`. Unlike there, everything a label map could be wrong on is refused. A worker process
+    reads the file, so that one that crashes the libraries underneath is refused, too.
 
     Args:
         path: a `.nii`, `.nii.gz`, `.nrrd`, `.nhdr`, `.mha` or `.mhd` file; a folder with one DICOM series;
@@ -40,21 +45,33 @@ def read_volume(path: str | Path | Sequence[str | Path], *, max_voxels: int | No
             orientation; or channels that do not lie on the same grid.
         MemoryLimitError: more voxels than `max_voxels`, or than the memory holds.
     """
-    paths = [path] if isinstance(path, (str, Path)) else list(path)
+    paths = [path] if isinstance(path, (str, os.PathLike)) else list(path)
     if not paths:
         raise ScanError("found no files, expected one per channel; name at least one")
-    channels = [open_channel(Path(p)) for p in paths]
-    geometry = channels[0].geometry
-    for channel in channels[1:]:
-        _check_same_grid(channels[0], channel)
-    array = _allocate((len(channels), *geometry.shape_zyx), channels[0].name, max_voxels)
-    for channel, out in zip(channels, array, strict=True):
-        try:
-            channel.read_into(out)
-        except OSError as error:
-            raise _unreadable(channel.name, error) from error
-        _check_finite(out, channel.name)
-    return Volume(array, geometry)
+    with ExitStack() as stack:
+        channels = [stack.enter_context(IsolatedScan(Path(p))) for p in paths]
+        first = channels[0]
+        for channel in channels:
+            check_grid(channel.geometry, channel.name)
+            _check_same_grid(first, channel)
+        memory = stack.enter_context(_allocate((len(channels), *first.geometry.shape_zyx), first.name, max_voxels))
+        for index, channel in enumerate(channels):
+            channel.read_into(memory, index)
+            channel.close()
+            _check_finite(memory.array[index], channel.name)
+    warnings = tuple(dict.fromkeys(warning for channel in channels for warning in channel.warnings))
+    return Volume(memory.array, first.geometry, warnings)
+
+
+def read_geometry(path: str | os.PathLike[str]) -> Geometry:
+    """The grid of a scan or label map, from its header alone.
+
+    Raises:
+        ScanError, MemoryLimitError: as `read_volume`.
+    """
+    with IsolatedScan(Path(path)) as scan:
+        check_grid(scan.geometry, scan.name)
+        return scan.geometry
 
 
 def files_of(path: Path) -> list[Path]:
@@ -70,42 +87,7 @@ def files_of(path: Path) -> list[Path]:
     return [path, read_header(path, shown(path)).path] if read_header else [path]
 
 
-def open_channel(path: Path) -> Channel:
-    """Read and judge the headers of a file or of a DICOM folder; the voxels are read later, by the channel.
-
-    Raises:
-        ScanError: it cannot be read, or not safely.
-    """
-    name = shown(path)
-    if not is_utf8(path):
-        raise ScanError(f"{name}: {NOT_UTF8}")
-    try:
-        if path.is_dir():
-            return open_dicom_series(path)
-        if not path.exists():
-            raise ScanError(f"{name}: found no such file, expected a scan; check the path")
-        if not path.is_file():
-            raise ScanError(f"{name}: found neither a file nor a folder, expected a scan; check the path")
-        if path.stat().st_size == 0:
-            raise ScanError(f"{name}: found an empty file, expected a scan; copy it again")
-        if scan_suffix(path) is None and (is_dicom_file(path) or path.suffix.lower() == ".dcm"):
-            raise ScanError(
-                f"{name}: found one DICOM file, expected the folder of its series; give {shown(path.parent)}"
-            )
-        return open_itk_file(path)
-    except OSError as error:
-        raise _unreadable(name, error) from error
-
-
-def _unreadable(name: str, error: OSError) -> ScanError:
-    # In a folder, or of a header and its voxels, one file may be the unreadable one.
-    where = shown(error.filename) if isinstance(error.filename, (str, Path)) else name
-    return ScanError(
-        f"{where}: cannot be read: {one_line(error.strerror or str(error))}; check the path and permissions"
-    )
-
-
-def _check_same_grid(first: Channel, other: Channel) -> None:
+def _check_same_grid(first: IsolatedScan, other: IsolatedScan) -> None:
     a, b = first.geometry, other.geometry
     for name, left, right in (("size", a.size_xyz, b.size_xyz), ("spacing", a.spacing_xyz, b.spacing_xyz)):
         same = left == right if name == "size" else np.allclose(left, right, rtol=1e-4, atol=0)
@@ -122,16 +104,19 @@ def _check_same_grid(first: Channel, other: Channel) -> None:
         )
 
 
-def _allocate(shape_czyx: tuple[int, ...], name: str, max_voxels: int | None) -> NDArray[np.float32]:
+def _allocate(shape_czyx: tuple[int, ...], name: str, max_voxels: int | None) -> SharedArray:
     voxels = int(np.prod(shape_czyx, dtype=object))
     if max_voxels is not None and voxels > max_voxels:
         raise MemoryLimitError(
             f"{name}: found {voxels} voxels ({times(shape_czyx)}), expected at most {max_voxels}; crop or resample the "
             "scan, or raise the limit (--max-ram)"
         )
+    free = available_memory()
     try:
-        return np.empty(shape_czyx, dtype=np.float32)
-    except (MemoryError, ValueError) as error:
+        if free is not None and 4 * voxels > free:  # the system would promise it, and end the process later
+            raise MemoryError
+        return SharedArray(shape_czyx)
+    except (MemoryError, OSError, ValueError, OverflowError) as error:
         raise MemoryLimitError(
             f"{name}: found {voxels} voxels ({times(shape_czyx)}), expected what fits into memory; crop or resample "
             "the scan"

@@ -16,6 +16,7 @@ import SimpleITK
 
 from masksam_deploy.errors import MemoryLimitError, ScanError
 from masksam_deploy.io import dicom, read_volume
+from masksam_deploy.io.opening import open_channel
 
 Edit = Callable[[Any], None]
 EditedCopy = Callable[[Path, Path, Edit], Path]
@@ -300,7 +301,7 @@ def test_max_voxels_is_asked_before_pixels_are_decoded(data: Path, monkeypatch: 
     def decode(*_: object) -> None:
         raise AssertionError("decoded")
 
-    monkeypatch.setattr("masksam_deploy.io.dicom._decode", decode)
+    monkeypatch.setattr("masksam_deploy.io.isolation.IsolatedScan.read_into", decode)
     with pytest.raises(MemoryLimitError, match="found 15000 voxels"):
         read_volume(data / "dicom" / "oblique", max_voxels=14999)
 
@@ -387,4 +388,6 @@ def test_a_slice_that_may_not_be_read_is_named(
         return is_dicom_file(path)
 
     monkeypatch.setattr(dicom, "is_dicom_file", denied)
-    assert refusal(folder).startswith(f"{folder / '1.dcm'}: cannot be read: Permission denied")
+    with pytest.raises(ScanError) as caught:
+        open_channel(folder)
+    assert str(caught.value).startswith(f"{folder / '1.dcm'}: cannot be read: Permission denied")

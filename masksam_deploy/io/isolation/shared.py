@@ -1,0 +1,75 @@
+"""An array in memory that a worker process can be given by name."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import sys
+import tempfile
+from math import prod
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class SharedArray:
+    """Zeros in float32, C-contiguous, that another process can map for as long as this object is open.
+
+    On Linux it has no name in any file system and does not depend on the size of `/dev/shm`, which containers keep
+    small. Elsewhere it is a private temporary file, removed when the object is closed.
+
+    Args:
+        shape: of the array.
+
+    Raises:
+        OSError, ValueError, OverflowError: there is not that much memory.
+    """
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.shape = shape
+        size = max(4 * prod(shape), 1)
+        self._fd, self.path = _anonymous_file()
+        try:
+            os.ftruncate(self._fd, size)
+            memory = mmap.mmap(self._fd, size)
+        except BaseException:
+            self.close()
+            raise
+        # The array keeps the mapping, and with it the memory, after this object is closed.
+        self.array: NDArray[np.float32] = np.frombuffer(memory, np.float32, prod(shape)).reshape(shape)
+
+    def close(self) -> None:
+        """Let no other process map it any more; `array` stays valid."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+            if not self.path.startswith("/proc/"):
+                Path(self.path).unlink(missing_ok=True)
+
+    def __enter__(self) -> SharedArray:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def map_shared(path: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """What `SharedArray` holds, in a worker.
+
+    Raises:
+        OSError, ValueError: it is not there, or of another size.
+    """
+    with open(path, "r+b") as file:  # noqa: PTH123  a name in /proc, which Path would treat the same
+        memory = mmap.mmap(file.fileno(), max(4 * prod(shape), 1))
+    return np.frombuffer(memory, np.float32, prod(shape)).reshape(shape)
+
+
+def _anonymous_file() -> tuple[int, str]:
+    if sys.platform == "linux":
+        fd = os.memfd_create("masksam-scan", os.MFD_CLOEXEC)
+        path = f"/proc/{os.getpid()}/fd/{fd}"
+        if os.path.exists(path):  # noqa: PTH110  without /proc, the worker could not find it
+            return fd, path
+        os.close(fd)
+    return tempfile.mkstemp(prefix="masksam-scan-")
