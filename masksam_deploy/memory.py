@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -100,6 +102,68 @@ def peak_memory() -> int | None:
         return int(found[1]) * 1024 if found else None
     except OSError:
         return None
+
+
+_STACKS_PER_CORE = 2**24
+"""Bytes: of threads, most of which are never touched."""
+_headroom: int | None = None
+
+
+@contextmanager
+def bounded_network(max_ram: int | None = None) -> Iterator[None]:
+    """While this lasts, a network that ONNX Runtime opens on the CPU bounds the process's memory: see `hold_memory`.
+
+    A bundle's weights, not its operators, say what it needs: one that makes tensors of terabytes would otherwise take
+    what there is, until the system ends this process or another one.
+
+    Args:
+        max_ram: bytes that were asked for, where that is more than what is free.
+    """
+    global _headroom  # noqa: PLW0603  the limit itself is the process's, too
+    free = available_memory() if sys.platform == "linux" else None
+    if free is None:
+        yield
+        return
+    import resource
+
+    from masksam_deploy.team import usable_cores
+
+    before, limits = _headroom, resource.getrlimit(resource.RLIMIT_DATA)
+    _headroom = max(free, max_ram or 0) + _free_swap() + _STACKS_PER_CORE * usable_cores()
+    try:
+        yield
+    finally:
+        _headroom = before
+        resource.setrlimit(resource.RLIMIT_DATA, limits)
+
+
+def hold_memory() -> None:
+    """Within `bounded_network`: from now on, what this process takes beyond what is free fails instead of succeeding.
+
+    Not for networks on a GPU: CUDA reserves far more addresses than it uses memory.
+    """
+    if _headroom is None:
+        return
+    import resource
+
+    used = _kilobytes("proc/self/status", "VmData")
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    wanted = used + _headroom
+    if used and (soft == resource.RLIM_INFINITY or wanted < soft):
+        resource.setrlimit(resource.RLIMIT_DATA, (wanted, hard))
+
+
+def _free_swap() -> int:
+    return _kilobytes("proc/meminfo", "SwapFree")
+
+
+def _kilobytes(file: str, entry: str, root: Path = Path("/")) -> int:
+    """Bytes that a line such as `SwapFree:  12 kB` states; 0 if there is none."""
+    try:
+        found = re.search(rf"^{entry}:\s+(\d+) kB", (root / file).read_text("ascii"), re.MULTILINE)
+    except OSError:
+        return 0
+    return int(found[1]) * 1024 if found else 0
 
 
 def require(needed: int, limit: int | None, what: str) -> None:

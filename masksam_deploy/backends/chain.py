@@ -75,6 +75,12 @@ class GraphChain:
         stages = [(graph, wrap(graph, session)) for graph, session in self._stages]
         return GraphChain(stages, self.precisions, self.engine)
 
+    def limit_runs(self, seconds: float) -> None:
+        """Let one run of one graph take so long at most; see `OnnxRuntimeSession.run_timeout`."""
+        for _, session in self._stages:
+            if isinstance(session, OnnxRuntimeSession):
+                session.run_timeout = seconds
+
     def close(self) -> None:
         """Free all graphs."""
         for _, session in self._stages:
