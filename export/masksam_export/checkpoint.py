@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -12,21 +11,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from masksam_deploy.bundle import file_digest
 from masksam_deploy.errors import CheckpointError
 from masksam_deploy.manifest import Labels, Preprocessing
 from masksam_deploy.manifest_rules import preprocessing_problems
+from masksam_deploy.text import one_line
 from masksam_export.config import ModelConfig
+from masksam_export.json_file import read_json
 from masksam_export.model import MaskSAM
 from masksam_export.plans import Plan
-from masksam_export.safe_load import load_mapping, reason
+from masksam_export.safe_load import load_with_digest, some
+from masksam_export.state_dict import in_float32, listed, named_tensors
 from masksam_export.weights import config_from_shapes
 
 DEFAULT_CONFIGURATION = "3d_fullres"
-WRAPPER_PREFIXES = ("module.", "_orig_mod.")  # DistributedDataParallel, torch.compile
 WEIGHT_KEYS = ("network_weights", "state_dict")
-MAX_JSON_BYTES = 64 * 2**20
-FLOAT32_GROWTH = 8  # float8 grows fourfold; the rest is room for the format
+EXPECTED = "an nnU-Net trainer checkpoint with 'network_weights', or a plain state dict"
 
 
 @dataclass(frozen=True)
@@ -80,13 +79,12 @@ def load_checkpoint(
         CheckpointError: the file is unsafe, damaged, incomplete or inconsistent; the message lists all of it.
     """
     source = Path(path)
-    content = load_mapping(source)
-    digest = file_digest(source).sha256
-    weights = _network_weights(content)
+    content, digest = load_with_digest(source)
+    weights = _network_weights(content, one_line(source.name))
     plan = _plan(content, plans, dataset, configuration)
     shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     config = config_from_shapes(shapes, norm_eps=plan.norm_eps, leaky_slope=plan.leaky_slope)
-    model = _build(config, weights, budget=FLOAT32_GROWTH * source.stat().st_size, owned=owned)
+    model = _build(config, weights, owned=owned)
     preprocessing, labels = plan.preprocessing(), plan.labels()
     _check_agreement(config, plan, preprocessing, labels)
     axes, axes_note = _mirror_axes(content, mirror_axes)
@@ -97,7 +95,7 @@ def load_checkpoint(
         f"global blocks {', '.join(map(str, config.global_blocks))}",
         f"plan: configuration '{plan.name}', spacing {preprocessing.spacing} mm, "
         f"transpose {preprocessing.transpose_forward}",
-        f"labels: {', '.join(f'{label.value} {label.name}' for label in labels.classes)} ({labels.decision})",
+        f"labels: {some([f'{label.value} {label.name}' for label in labels.classes], 100)} ({labels.decision})",
         axes_note,
     )
     return TrainedMaskSAM(model, preprocessing, labels, axes, source, digest, notes)
@@ -115,43 +113,14 @@ def release(model: MaskSAM) -> None:
     model.to(device="meta")
 
 
-def _network_weights(content: Mapping[str, Any]) -> dict[str, Tensor]:
+def _network_weights(content: Mapping[Any, Any], source: str) -> dict[str, Tensor]:
     """The state dict, without the prefixes that wrappers add."""
-    state: object = next((content[key] for key in WEIGHT_KEYS if key in content), content)
-    if not isinstance(state, Mapping) or not state:
-        raise CheckpointError(f"'{WEIGHT_KEYS[0]}' is empty or no mapping; expected names and tensors")
-    strangers = [str(name) for name, value in state.items() if not isinstance(value, Tensor)]
-    if strangers:
-        raise CheckpointError(
-            f"no network weights found: {_some(strangers)} are no tensors; expected an nnU-Net trainer checkpoint "
-            "with 'network_weights', or a plain state dict"
-        )
-    weights = {str(name): value.detach() for name, value in state.items()}
-    while prefix := next((p for p in WRAPPER_PREFIXES if all(n.startswith(p) for n in weights)), None):
-        weights = {name.removeprefix(prefix): value for name, value in weights.items()}
-    refuse_odd_tensors(weights)
-    return weights
-
-
-def refuse_odd_tensors(weights: Mapping[str, Tensor]) -> None:
-    """Only dense floating-point tensors that really have as many values as their shape says."""
-    odd = [
-        f"{name} ({value.dtype}, {value.layout})"
-        for name, value in weights.items()
-        if value.is_nested
-        or value.layout != torch.strided
-        or not value.is_floating_point()
-        or value.device.type != "cpu"
-    ]
-    if odd:
-        raise CheckpointError(f"weights that are not dense floating-point tensors: {_some(odd)}")
-    inflated = [
-        f"{name} {list(value.shape)}"
-        for name, value in weights.items()
-        if value.untyped_storage().nbytes() < value.numel() * value.element_size()
-    ]
-    if inflated:
-        raise CheckpointError(f"tensors larger than the data stored for them: {_some(inflated)}")
+    key = next((key for key in WEIGHT_KEYS if key in content), None)
+    state: object = content if key is None else content[key]
+    what = f"checkpoint '{source}'" + ("" if key is None else f", '{key}',")
+    if state == {}:
+        raise CheckpointError(f"{what} is empty; expected {EXPECTED}")
+    return named_tensors(state, what, EXPECTED)
 
 
 def _plan(
@@ -162,8 +131,8 @@ def _plan(
 ) -> Plan:
     arguments = content.get("init_args")
     carried = arguments if isinstance(arguments, Mapping) else {}
-    plans_data = _read_json(plans) if plans else carried.get("plans")
-    dataset_data = _read_json(dataset) if dataset else carried.get("dataset_json")
+    plans_data = read_json(plans) if plans else carried.get("plans")
+    dataset_data = read_json(dataset) if dataset else carried.get("dataset_json")
     if not isinstance(plans_data, Mapping) or not isinstance(dataset_data, Mapping):
         missing = "plans" if not isinstance(plans_data, Mapping) else "dataset.json"
         raise CheckpointError(
@@ -174,25 +143,8 @@ def _plan(
     return Plan(plans_data, dataset_data, configuration or (own if isinstance(own, str) else DEFAULT_CONFIGURATION))
 
 
-def _read_json(path: str | Path) -> Any:
-    file = Path(path)
-    try:
-        if not file.is_file():
-            raise CheckpointError(f"'{file}' is not a file; expected an nnU-Net JSON file")
-        if file.stat().st_size > MAX_JSON_BYTES:
-            raise CheckpointError(f"'{file}' is larger than {MAX_JSON_BYTES >> 20} MiB; expected an nnU-Net JSON file")
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"'{file}' cannot be read as JSON: {reason(error)}") from error
-
-
-def _build(
-    config: ModelConfig, weights: Mapping[str, Tensor], *, budget: int | None = None, owned: bool = False
-) -> MaskSAM:
-    """The network with these weights; everything that does not fit is listed in one error.
-
-    `budget` limits the bytes of the weights in float32: tensors that share storage could ask for any amount.
-    """
+def _build(config: ModelConfig, weights: Mapping[str, Tensor], *, owned: bool = False) -> MaskSAM:
+    """The network with these weights; everything that does not fit is listed in one error."""
     with torch.device("meta"):
         model = MaskSAM(config)
     expected = model.state_dict(keep_vars=True)
@@ -200,9 +152,9 @@ def _build(
     for name, tensor in expected.items():
         aliases.setdefault(id(tensor), []).append(name)
     problems = [
-        *_listed("missing", expected.keys() - weights.keys()),
-        *_listed("unexpected", weights.keys() - expected.keys()),
-        *_listed(
+        *listed("missing", expected.keys() - weights.keys()),
+        *listed("unexpected", weights.keys() - expected.keys()),
+        *listed(
             "wrong shape",
             (
                 f"{name} {list(weights[name].shape)} instead of {list(tensor.shape)}"
@@ -212,28 +164,14 @@ def _build(
         ),
     ]
     if not problems:
-        problems = [
-            *_listed("NaN or infinite values", (n for n, t in weights.items() if not bool(torch.isfinite(t).all()))),
-            *_listed("tied copies that differ", _differing_copies(aliases.values(), weights)),
-        ]
+        weights = in_float32(weights, copy=owned)
+        problems = listed("tied copies that differ", _differing_copies(aliases.values(), weights))
     if problems:
-        raise CheckpointError(f"the weights do not fit a MaskSAM '{config.variant}' network: {'; '.join(problems)}")
-    model.load_state_dict(_in_float32(weights, budget, copy=owned), strict=True, assign=True)
-    return model.eval().requires_grad_(False)
-
-
-def _in_float32(weights: Mapping[str, Tensor], budget: int | None, *, copy: bool = False) -> dict[str, Tensor]:
-    """Every tensor in float32; copies that share memory are converted once."""
-    places = {name: (value.data_ptr(), tuple(value.shape), value.stride()) for name, value in weights.items()}
-    distinct = {places[name]: value for name, value in weights.items()}
-    needed = 4 * sum(value.numel() for value in distinct.values())
-    if budget is not None and needed > budget:
         raise CheckpointError(
-            f"the weights would take {needed / 2**20:.0f} MiB in float32, far more than the file holds; "
-            "expected tensors with data of their own: save the checkpoint again"
+            f"the weights do not fit a MaskSAM '{config.variant}' network: {'; '.join(problems)}; expected {EXPECTED}"
         )
-    converted = {place: value.to(torch.float32, copy=copy) for place, value in distinct.items()}
-    return {name: converted[place] for name, place in places.items()}
+    model.load_state_dict(weights, strict=True, assign=True)
+    return model.eval().requires_grad_(False)
 
 
 def _differing_copies(groups: Iterable[list[str]], weights: Mapping[str, Tensor]) -> list[str]:
@@ -241,8 +179,7 @@ def _differing_copies(groups: Iterable[list[str]], weights: Mapping[str, Tensor]
         f"{group[0]} and {copy}"
         for group in groups
         for copy in group[1:]
-        if weights[group[0]].data_ptr() != weights[copy].data_ptr()
-        and not torch.equal(weights[group[0]], weights[copy])
+        if weights[group[0]] is not weights[copy] and not torch.equal(weights[group[0]], weights[copy])
     ]
 
 
@@ -272,13 +209,3 @@ def _mirror_axes(content: Mapping[str, Any], chosen: tuple[int, ...] | None) -> 
         raise CheckpointError(f"mirror axes are {reprlib.repr(axes)}; expected numbers out of 0, 1, 2")
     result = tuple(sorted(set(axes)))
     return result, f"mirroring: axes {result}" if result else "mirroring: none allowed"
-
-
-def _listed(kind: str, names: Iterable[str]) -> list[str]:
-    found = sorted(names)
-    return [f"{kind}: {_some(found)}"] if found else []
-
-
-def _some(names: list[str], limit: int = 8) -> str:
-    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + rest

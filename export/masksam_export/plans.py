@@ -6,7 +6,7 @@ import reprlib
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError, model_validator
 
 from masksam_deploy.errors import CheckpointError
 from masksam_deploy.manifest import (
@@ -16,17 +16,31 @@ from masksam_deploy.manifest import (
     Preprocessing,
     Resampling,
 )
+from masksam_deploy.text import one_line
+from masksam_export.safe_load import some
 
 RESAMPLING_FUNCTION = "resample_data_or_seg_to_shape"
 # Readers that keep the array as stored. NibabelIOWithReorient turns it to RAS: its models see other axes.
 READERS = ("SimpleITKIO", "NibabelIO")
-
+MAX_ENTRIES = 10_000
+"""Values in one entry of a plan or dataset.json that is used here; official ones have a few hundred."""
+MAX_ANCESTORS = 32
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
 class _Lenient(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bounded(cls, data: Any) -> Any:
+        """Before pydantic makes an error of every one of a million wrong values."""
+        used = [name for name in cls.model_fields if name in data] if isinstance(data, Mapping) else []
+        for name in used:
+            if _count(data[name]) > MAX_ENTRIES:
+                raise ValueError(f"'{name}' has more than {MAX_ENTRIES:,} values")
+        return data
 
 
 class _Intensities(_Lenient):
@@ -88,7 +102,7 @@ class Plan:
         self._plans = _parse(_Plans, plans, "plans")
         self._dataset = _parse(_Dataset, dataset, "dataset.json")
         merged = _inherit(self._plans.configurations, configuration)
-        self._configuration = _parse(_Configuration, merged, f"plans, configuration '{configuration}'")
+        self._configuration = _parse(_Configuration, merged, f"plans, configuration '{one_line(configuration)}'")
         self._refuse_unsupported()
 
     @property
@@ -113,7 +127,8 @@ class Plan:
         schemes = tuple(zip(chosen.normalization_schemes, chosen.use_mask_for_norm, strict=True))
         if len(names) != len(schemes):
             raise CheckpointError(
-                f"dataset.json names {len(names)} channels ({', '.join(names)}), the plan normalises {len(schemes)}"
+                f"dataset.json names {len(names)} channels ({some(names)}), the plan normalises {len(schemes)}; "
+                "expected as many"
             )
         return Preprocessing(
             channel_names=names,
@@ -135,7 +150,7 @@ class Plan:
         ordered = sorted(values.items(), key=lambda item: item[1])
         if [value for _, value in ordered] != list(range(len(ordered))):
             raise CheckpointError(
-                f"label values are {[v for _, v in ordered]}, expected 0..{len(ordered) - 1} without gaps: "
+                f"label values are {_quoted([v for _, v in ordered])}, expected 0..{len(ordered) - 1} without gaps: "
                 "the network's class index is what nnU-Net writes"
             )
         return _labels("argmax", ordered)
@@ -146,7 +161,8 @@ class Plan:
         regions = [name for name, value in entries.items() if value not in (0, [0])]
         if order is None or len(order) != len(regions):
             raise CheckpointError(
-                f"dataset.json has {len(regions)} regions but regions_class_order is {order}; expected one value each"
+                f"dataset.json has {len(regions)} regions but regions_class_order is {_quoted(order)}; expected one "
+                "value each"
             )
         return _labels("regions", zip(regions, order, strict=True))
 
@@ -158,7 +174,7 @@ class Plan:
             return tuple(names[str(i)] for i in range(len(names)))
         except KeyError as missing:
             raise CheckpointError(
-                f"dataset.json names channels {sorted(names)}, expected the keys '0'..'{len(names) - 1}'"
+                f"dataset.json names channels {some(sorted(names))}, expected the keys '0'..'{len(names) - 1}'"
             ) from missing
 
     def _normalization(self, channel: int, scheme: NormalizationScheme, use_mask: bool) -> Normalization:
@@ -183,42 +199,67 @@ class Plan:
         values = arguments.get(group) if isinstance(arguments, dict) else None
         value = values.get(key, default) if isinstance(values, dict) else default
         if not isinstance(value, int | float) or not 0 <= value < 1:
-            raise CheckpointError(f"plans: {group}.{key} is {reprlib.repr(value)}, expected a number from 0 to 1")
+            raise CheckpointError(f"plans: {group}.{key} is {_quoted(value)}, expected a number from 0 to 1")
         return float(value)
 
     def _refuse_unsupported(self) -> None:
         plan, chosen = self._plans, self._configuration
         if plan.image_reader_writer not in READERS:
             raise CheckpointError(
-                f"the plan reads images with '{plan.image_reader_writer}'; only {' and '.join(READERS)} keep the "
-                "axes as stored, which is what this project reproduces"
+                f"the plan reads images with '{one_line(plan.image_reader_writer)}'; only {' and '.join(READERS)} keep "
+                "the axes as stored, which is what this project reproduces"
             )
         if chosen.preprocessor_name != "DefaultPreprocessor":
-            raise CheckpointError(f"preprocessor '{chosen.preprocessor_name}' is unknown; expected DefaultPreprocessor")
+            raise CheckpointError(
+                f"preprocessor '{one_line(chosen.preprocessor_name)}' is unknown; expected DefaultPreprocessor"
+            )
         if chosen.previous_stage is not None:
-            raise CheckpointError(f"configuration '{self.name}' is a cascade's second stage, which is not supported")
+            raise CheckpointError(
+                f"configuration '{one_line(self.name)}' is a cascade's second stage, which is not supported"
+            )
         for function in (chosen.resampling_fn_data, chosen.resampling_fn_probabilities):
             if function != RESAMPLING_FUNCTION:
-                raise CheckpointError(f"resampling function '{function}' is unknown; expected {RESAMPLING_FUNCTION}")
+                raise CheckpointError(
+                    f"resampling function '{one_line(function)}' is unknown; expected {RESAMPLING_FUNCTION}"
+                )
         if len(chosen.use_mask_for_norm) != len(chosen.normalization_schemes):
             raise CheckpointError("plans: normalization_schemes and use_mask_for_norm have different lengths")
 
 
+def _quoted(value: Any) -> str:
+    return one_line(reprlib.repr(value), limit=200)
+
+
+def _count(value: Any) -> int:
+    """How many values there are in a value, up to a few more than `MAX_ENTRIES`."""
+    total, waiting = 0, [value]
+    while waiting and total <= MAX_ENTRIES:
+        inner = waiting.pop()
+        items = inner.values() if isinstance(inner, Mapping) else inner if isinstance(inner, list | tuple) else ()
+        total += len(items)
+        if total <= MAX_ENTRIES:
+            waiting.extend(items)
+    return total
+
+
 def _inherit(configurations: Mapping[str, dict[str, Any]], name: str) -> dict[str, Any]:
     """nnU-Net lets a configuration inherit from another; the child's entries win."""
-    chain: list[dict[str, Any]] = []
-    seen: list[str] = []
+    chain: dict[str, dict[str, Any]] = {}
     current: object = name
     while current is not None:
-        if not isinstance(current, str) or current not in configurations or current in seen:
+        if not isinstance(current, str) or current not in configurations or current in chain:
             raise CheckpointError(
-                f"the plans have no usable configuration '{current}'; found {sorted(configurations)}: "
+                f"the plans have no usable configuration {_quoted(current)}; found {some(sorted(configurations))}: "
                 "choose one with --configuration"
             )
-        seen.append(current)
-        chain.append(configurations[current])
+        if len(chain) == MAX_ANCESTORS:
+            raise CheckpointError(
+                f"configuration '{one_line(name)}' inherits from more than {MAX_ANCESTORS} others, expected a few: "
+                "choose one with --configuration"
+            )
+        chain[current] = configurations[current]
         current = configurations[current].get("inherits_from")
-    return {key: value for layer in reversed(chain) for key, value in layer.items()}
+    return {key: value for layer in reversed(chain.values()) for key, value in layer.items()}
 
 
 def _labels(decision: str, named: Iterable[tuple[str, int]]) -> Labels:
@@ -237,5 +278,6 @@ def _parse(model: type[_Model], data: Mapping[str, Any], source: str) -> _Model:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "(top level)"
         raise CheckpointError(
-            f"{source}: '{where}': {first['msg'].lower()}, found {reprlib.repr(first['input'])}"
+            f"{source}: '{one_line(where)}': {one_line(first['msg'].lower(), limit=300)}, found "
+            f"{_quoted(first['input'])}; expected what nnU-Net writes: correct it, or pass --plans and --dataset"
         ) from error

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
@@ -18,10 +17,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from masksam_deploy.errors import CheckpointError, OutputError
-from masksam_export.checkpoint import TrainedMaskSAM, _in_float32, load_checkpoint, release
+from masksam_export.checkpoint import TrainedMaskSAM, load_checkpoint, release
 from masksam_export.cli import export
 from masksam_export.plans import Plan
-from masksam_export.safe_load import SAFE_GLOBALS, _float_scalar
+from masksam_export.state_dict import in_float32
 
 Edit = Callable[[dict[str, Any]], None]
 ALIAS = "image_decoder_skips.0.1.convs.0.all_modules.0.weight"
@@ -36,8 +35,7 @@ def official(cardiac_case: Path) -> Path:
 @pytest.fixture
 def content(official: Path) -> dict[str, Any]:
     """The official checkpoint as Python objects, to be edited and saved again."""
-    with torch.serialization.safe_globals(SAFE_GLOBALS):
-        return dict(torch.load(official, map_location="cpu", weights_only=True))
+    return dict(torch.load(official, map_location="cpu", weights_only=False))
 
 
 def saved(content: Any, folder: Path) -> Path:
@@ -199,7 +197,7 @@ def with_nan(tensor: torch.Tensor) -> torch.Tensor:
         (set_weight(SOME_WEIGHT, lambda t: t.to(torch.int32)), ["int32", SOME_WEIGHT]),
         (set_weight(SOME_WEIGHT, lambda t: torch.zeros(1).expand(10**12)), ["larger than the data", SOME_WEIGHT]),
         (lambda c: c.update(network_weights={}), ["network_weights"]),
-        (lambda c: c.update(network_weights={"a": "text"}), ["no tensors"]),
+        (lambda c: c.update(network_weights={"a": "text"}), ["no named tensors"]),
         (lambda c: c["init_args"].pop("plans"), ["--plans"]),
         (lambda c: c["init_args"].update(configuration="2d"), ["'2d'", "3d_fullres"]),
         (lambda c: c.update(inference_allowed_mirroring_axes=(0, 7)), ["mirror axes", "7"]),
@@ -283,19 +281,19 @@ def test_resampling_arguments_that_the_plan_leaves_out_get_nnunets_defaults(
     assert preprocessing.resample_scores.force_separate_z is False
 
 
-def test_views_of_one_storage_cannot_ask_for_more_memory_than_the_file_holds() -> None:
+def test_views_of_one_storage_cannot_ask_for_more_memory_than_it() -> None:
     storage = torch.zeros(1000, dtype=torch.float16)
     views = {f"w{i}": storage[i : i + 500] for i in range(500)}
     with pytest.raises(CheckpointError, match="data of their own"):
-        _in_float32(views, budget=100_000)
-    same = _in_float32({"a": storage, "b": storage}, budget=100_000)
+        in_float32(views)
+    same = in_float32({"a": storage, "b": storage})
     assert same["a"] is same["b"]
 
 
 def test_deeply_nested_plans_are_refused(cardiac_case: Path) -> None:
     plans = json.loads((cardiac_case / "plans.json").read_text())
     plans["configurations"]["3d_fullres"]["spacing"] = nested(100_000)
-    with pytest.raises(CheckpointError, match="spacing"):
+    with pytest.raises(CheckpointError, match="'configurations' has more than 10,000 values"):
         Plan(plans, json.loads((cardiac_case / "dataset.json").read_text()), "3d_fullres")
 
 
@@ -304,21 +302,6 @@ def test_nested_tensors_are_refused(content: dict[str, Any], tmp_path: Path) -> 
     weight = content["network_weights"][SOME_WEIGHT]
     content["network_weights"][SOME_WEIGHT] = torch.nested.nested_tensor([weight, weight[:3]])
     assert SOME_WEIGHT in refusal(saved(content, tmp_path))
-
-
-def test_numpy_scalars_wider_than_a_float_are_not_made() -> None:
-    with pytest.raises(ValueError, match="no plain float"):
-        _float_scalar(np.dtype("V1000000"), b"")
-    assert _float_scalar(np.dtype("f4"), b"\0\0\x80?") == 1.0
-
-
-def test_types_that_are_not_allowed_are_named_without_advice_to_switch_safety_off(
-    content: dict[str, Any], tmp_path: Path
-) -> None:
-    content["logging"] = {"epochs": [np.int64(3)]}
-    message = refusal(saved(content, tmp_path))
-    assert "Int64" in message
-    assert "weights_only" not in message
 
 
 def test_names_cannot_steer_the_terminal(content: dict[str, Any], tmp_path: Path) -> None:

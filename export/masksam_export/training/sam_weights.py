@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +14,11 @@ from torch.nn import functional
 
 from masksam_deploy.errors import CheckpointError
 from masksam_deploy.text import one_line
-from masksam_export.checkpoint import WRAPPER_PREFIXES, refuse_odd_tensors
 from masksam_export.model import MaskSAM
 from masksam_export.model.depth_adapter import DepthConvAdapter, DepthMlpAdapter
 from masksam_export.official import ACDC, AMOS, SYNAPSE
 from masksam_export.safe_load import load_mapping
+from masksam_export.state_dict import named_tensors
 from masksam_export.training.freezing import SAM_PREFIX, is_added_to_sam
 
 Shape: TypeAlias = tuple[int, ...]
@@ -136,30 +136,10 @@ def silence_additions(model: MaskSAM) -> None:
     nn.init.zeros_(model.sam_model.prompt_encoder.temporal_embedding)
 
 
-def _sam_state(content: Mapping[str, object], source: str) -> dict[str, Tensor]:
+def _sam_state(content: Mapping[Any, Any], source: str) -> dict[str, Tensor]:
     """The state dict of a SAM file, without wrappers."""
     state: object = next((content[key] for key in WRAPPER_KEYS if key in content), content)
-    if not isinstance(state, Mapping):
-        raise CheckpointError(
-            f"SAM checkpoint '{source}' holds a {type(state).__name__} where its weights should be; expected names and "
-            "tensors, as in sam_vit_b_01ec64.pth"
-        )
-    # A name that does not print as it is cannot be SAM's, and must not reach a message either.
-    strangers = [str(name) for name, value in state.items() if not _is_named_tensor(name, value)]
-    if strangers:
-        raise CheckpointError(
-            f"SAM checkpoint '{source}' is no state dict: {_some(strangers)} are no named tensors; expected nothing "
-            "else, as in sam_vit_b_01ec64.pth"
-        )
-    weights: dict[str, Tensor] = {name: value.detach() for name, value in state.items()}
-    while prefix := next((p for p in WRAPPER_PREFIXES if weights and all(n.startswith(p) for n in weights)), None):
-        weights = {name.removeprefix(prefix): value for name, value in weights.items()}
-    refuse_odd_tensors(weights)
-    return weights
-
-
-def _is_named_tensor(name: object, value: object) -> bool:
-    return isinstance(value, Tensor) and isinstance(name, str) and one_line(name) == name
+    return named_tensors(state, f"SAM checkpoint '{source}'", "sam_vit_b_01ec64.pth")
 
 
 def _sam_tensors(model: MaskSAM) -> dict[str, Tensor]:

@@ -14,13 +14,20 @@ from torch import Tensor
 
 from masksam_deploy.atomic import atomic_path
 from masksam_deploy.errors import CheckpointError
+from masksam_deploy.text import one_line
 from masksam_export.model import MaskSAM
-from masksam_export.safe_load import load_mapping
+from masksam_export.safe_load import load_mapping, reason
+from masksam_export.state_dict import in_float32, named_tensors
 from masksam_export.training.history import Epoch
 
 CONFIGURATION = "3d_fullres"
 TRAINER_NAMES = {"acdc": "MaskSAM_ACDC", "p512": "MaskSAM_AMOS", "p256": "MaskSAM_Synapse"}
 EMA_KEPT = 0.9  # nnU-Net's moving average of the Dice
+LATEST = "checkpoint_latest.pth of an interrupted `train` run"
+MOMENTS: dict[type[torch.optim.Optimizer], set[str]] = {
+    torch.optim.SGD: {"momentum_buffer"},
+    torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"},
+}
 PROGRESS = "masksam_deploy_progress"
 """Our own entry, which the official code ignores: the epochs with all that `logging` has no place for."""
 
@@ -75,23 +82,57 @@ def restore(path: Path, model: MaskSAM, optimizer: torch.optim.Optimizer, scaler
     Raises:
         CheckpointError: unsafe, damaged, of another network, or without what resuming needs.
     """
-    stored = load_mapping(path)
-    missing = [name for name in ("network_weights", "optimizer_state", PROGRESS) if not stored.get(name)]
+    stored, name = load_mapping(path), one_line(path.name)
+    missing = [
+        entry for entry in ("network_weights", "optimizer_state", PROGRESS) if stored.get(entry) in (None, [], {})
+    ]
     if missing:
         raise CheckpointError(
-            f"'{path}' has no {', '.join(missing)}; expected checkpoint_latest.pth of an interrupted `train` run"
+            f"'{name}' has no {', '.join(missing)}; expected checkpoint_latest.pth of an interrupted `train` run"
         )
+    weights = in_float32(named_tensors(stored["network_weights"], f"'{name}'", LATEST))
     try:
-        model.load_state_dict(stored["network_weights"], strict=True)
-        # Copied, because loading keeps references into the file, which the next epoch replaces.
-        optimizer.load_state_dict(deepcopy(stored["optimizer_state"]))
-        if stored.get("grad_scaler_state"):
-            scaler.load_state_dict(stored["grad_scaler_state"])
-        return [_epoch(row) for row in stored[PROGRESS]]
-    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+        epochs = [_epoch(row) for row in stored[PROGRESS]]
+        if [epoch.number for epoch in epochs] != list(range(len(epochs))):
+            raise ValueError("its epochs are not numbered from 0")
+        model.load_state_dict(weights, strict=True)
+        optimizer.load_state_dict(_optimizer_state(stored["optimizer_state"], optimizer))
+        scaler.load_state_dict(_scaler_state(stored.get("grad_scaler_state"), scaler))
+    except (RuntimeError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
         raise CheckpointError(
-            f"'{path}' does not belong to this run: {str(error).splitlines()[0]}; start a new one without --resume"
+            f"'{name}' does not belong to this run: {reason(error)}; start a new one without --resume"
         ) from error
+    return epochs
+
+
+def _optimizer_state(stored: Any, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """The stored moments, in memory of their own, with the hyperparameters of this run.
+
+    The optimizer itself takes any moments, and fails at its first step.
+    """
+    groups = optimizer.state_dict()["param_groups"]
+    parameters = dict(enumerate(p for group in optimizer.param_groups for p in group["params"]))
+    names = MOMENTS[type(optimizer)]
+    for number, moments in stored["state"].items():
+        if number not in parameters or not names >= moments.keys():
+            raise ValueError(f"the state of its optimizer has no place for {one_line(str(number))}")
+        for moment in moments.values():
+            fits = moment is None or moment.shape in (parameters[number].shape, torch.Size())
+            if not fits or (moment is not None and not bool(torch.isfinite(moment.float()).all())):
+                raise ValueError(f"the state of its optimizer does not fit parameter {number}")
+    # Copied, because loading keeps references into the file, which the next epoch replaces.
+    return {"state": deepcopy(stored["state"]), "param_groups": groups}
+
+
+def _scaler_state(stored: Any, scaler: torch.amp.GradScaler) -> dict[str, Any]:
+    """The stored scale, with the settings of this run."""
+    own = scaler.state_dict()
+    if not own or not stored:
+        return own
+    scale, tracker = float(stored["scale"]), int(stored["_growth_tracker"])
+    if not (0 < scale < math.inf and 0 <= tracker <= own["growth_interval"]):
+        raise ValueError("its gradient scale is not a positive number")
+    return {**own, "scale": scale, "_growth_tracker": tracker}
 
 
 def logging(epochs: Sequence[Epoch]) -> dict[str, list[Any]]:
