@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import zlib
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,13 +12,18 @@ import SimpleITK
 
 from masksam_deploy.errors import DiskFullError, OutputError, ScanError
 from masksam_deploy.io.grid import grid_difference
-from masksam_deploy.io.itk import open_itk_file, quiet_itk
-from masksam_deploy.text import itk_reason
+from masksam_deploy.io.itk import open_itk_file
+from masksam_deploy.io.itk_header import itk_path, quiet_itk
+from masksam_deploy.io.nifti_header import read_nifti_header
+from masksam_deploy.io.nifti_rewrite import is_nifti, state_forms
+from masksam_deploy.text import itk_reason, one_line
 from masksam_deploy.volume import Array, Geometry
 
 
 def write_checked(array: Array, geometry: Geometry, path: Path, name: str) -> None:
     """Write `[Z, Y, X]` and compare what is read back, bit by bit.
+
+    A NIfTI file states both forms of a scan that has two; the other formats state the one that was used.
 
     Args:
         array: of a type that the format holds.
@@ -29,6 +35,12 @@ def write_checked(array: Array, geometry: Geometry, path: Path, name: str) -> No
         OutputError: the disk is full, or the format cannot carry the geometry.
     """
     _write(array, geometry, path, name)
+    if geometry.nifti_forms and is_nifti(path):
+        try:
+            state_forms(path, geometry.nifti_forms)
+        except (OSError, EOFError, zlib.error) as error:
+            reason = one_line(getattr(error, "strerror", None) or str(error))
+            raise _failed(array, path, name, f"{name}: cannot be written whole ({reason}); check the disk") from error
     _check_written(array, geometry, path, name)
 
 
@@ -39,7 +51,7 @@ def _write(array: Array, geometry: Geometry, path: Path, name: str) -> None:
             image.SetSpacing(geometry.spacing_xyz)
             image.SetOrigin(geometry.origin_lps)
             image.SetDirection(geometry.direction_lps)
-            SimpleITK.WriteImage(image, str(path), useCompression=False)
+            SimpleITK.WriteImage(image, itk_path(path), useCompression=False)
     except RuntimeError as error:
         message = f"{name}: ITK cannot write it ({itk_reason(error)}); check the disk or use .nrrd"
         raise _failed(array, path, name, message) from error
@@ -55,10 +67,13 @@ def _check_written(array: Array, geometry: Geometry, path: Path, name: str) -> N
                 f"{name}: the format cannot carry the geometry: {difference}; write .nrrd or .mha instead"
             )
         channel.read_into(written)
+        same_forms = not (geometry.nifti_forms and is_nifti(path)) or (
+            read_nifti_header(path, name).forms.stored == geometry.nifti_forms
+        )
     except (ScanError, TypeError) as error:
         message = f"{name}: does not read back after writing ({error}); check the disk"
         raise _failed(array, path, name, message) from error
-    if not np.array_equal(written, array):
+    if not (same_forms and np.array_equal(written, array)):
         raise _failed(array, path, name, f"{name}: holds other values than were written; check the disk")
 
 
