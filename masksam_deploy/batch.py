@@ -15,9 +15,10 @@ from functools import partial
 from types import TracebackType
 from typing import TypeAlias
 
-from masksam_deploy.batch_report import Entry, Failure, Hashed, Job, Ledger, plain_values
+from masksam_deploy.batch_report import Entry, Failure, Hashed, Job, plain_values
 from masksam_deploy.errors import DiskFullError, MaskSamError, MemoryLimitError, OutputError
 from masksam_deploy.io import read_volume
+from masksam_deploy.ledger import Ledger
 from masksam_deploy.report import Stopwatch
 from masksam_deploy.results import described_scan, write_results
 from masksam_deploy.segmenter import BYTES_PER_VOXEL, Segmentation, Segmenter
@@ -27,6 +28,9 @@ from masksam_deploy.volume import Volume
 
 LABEL_COPIES = 4
 """Of a label map while it is written: itself, ITK's, what is read back, and their difference."""
+
+MESSAGE_LIMIT, TRACE_LIMIT = 20_000, 200_000
+"""Characters that are written down of an error; of a traceback the last ones, where it ends."""
 
 Bars: TypeAlias = Callable[[Job], AbstractContextManager[Progress | None]]
 """Gives, for as long as the network runs on a scan, what to call with (done, total) network runs."""
@@ -78,7 +82,7 @@ class Batch:
 
         Raises:
             DiskFullError: no later result could be written either.
-            OutputError: the report cannot be written.
+            OutputError: the ledger or the report cannot be written.
         """
         for job, following in zip(jobs, [*jobs[1:], None], strict=True):
             self._hand_over(self._attempt(job, following, bars))
@@ -147,7 +151,7 @@ class Batch:
         self._behind = self._writer.submit(self._record, work)
 
     def _record(self, work: Callable[[], Entry]) -> Entry:
-        """In the writing thread, which alone touches the report."""
+        """In the writing thread, which alone adds to the ledger."""
         entry = work()
         self._ledger.add(entry)
         return entry
@@ -155,7 +159,7 @@ class Batch:
     def _written(self, job: Job, source: _Source, drawn: Volume | None, result: Segmentation) -> Entry:
         """In the writing thread: all results of one scan, or why there are none."""
         report = result.report
-        report.settings = dict(self._ledger.settings)
+        report.settings = dict(self._ledger.run.settings)
         title = f"{job.scan.paths[0].name}   {self._segmenter.bundle.manifest.name}"
         note = source.note
         try:
@@ -164,7 +168,7 @@ class Batch:
                 note = "; ".join(filter(None, (note, f"kept as {', '.join(kept)}")))
             write_results(drawn, result, job.outputs, [], source.watch, title)
         except DiskFullError as error:
-            # The report may still fit, or its earlier version stays.
+            # A line more may still fit; else the ledger stays as it is.
             with suppress(OutputError):
                 self._ledger.add(_failed(job, source, error))
             raise
@@ -177,7 +181,7 @@ class Batch:
             note=note,
             inputs=source.inputs,
             outputs={kind: Hashed.of(files[kind]) for kind in job.outputs.named()},
-            recipe=self._ledger.recipe,
+            recipe=dict(self._ledger.run.recipe),
             report=plain_values({key: value for key, value in report.to_dict().items() if key != "files"}),
         )
 
@@ -212,7 +216,9 @@ def _failed(job: Job, source: _Source | None, error: Exception) -> Entry:
     elif not isinstance(error, MaskSamError):
         message = f"unexpected {kind}: {error}; this is a bug, please report it with the traceback in the report"
         trace = "".join(traceback.format_exception(error))
-    failure = Failure(type=kind, message=plain_text(message), traceback=trace and plain_text(trace))
+    # Bounded: an error may quote what is in a file.
+    message, trace = plain_text(message)[:MESSAGE_LIMIT], trace and plain_text(trace)[-TRACE_LIMIT:]
+    failure = Failure(type=kind, message=message, traceback=trace)
     return Entry(
         name=job.name,
         status="failed",

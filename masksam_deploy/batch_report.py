@@ -1,4 +1,4 @@
-"""The one report of many scans: written after every scan, and read again by a run that goes on where one stopped.
+"""What is written down of many scans: an entry for each, and the one report of all; see `ledger.py` for how.
 
 What is read back is not trusted: it is bounded and checked, and no path in it is ever opened. A scan counts as done
 only if the label map that is there has the hash that was written down, and was made from the same scan in the same way.
@@ -8,38 +8,35 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
-from masksam_deploy.atomic import atomic_path
-from masksam_deploy.bundle import file_digest
 from masksam_deploy.errors import OutputError
-from masksam_deploy.io.labels import LABEL_SUFFIXES
 from masksam_deploy.manifest_rules import condensed
 from masksam_deploy.report import runtime_versions
 from masksam_deploy.results import Outputs
 from masksam_deploy.scans import ScanFiles
 from masksam_deploy.segmenter import Segmenter
-from masksam_deploy.text import one_line, plain_text, shown
+from masksam_deploy.text import plain_text, shown
 
 REPORT_NAME = "report.json"
 READ_LIMIT = 256 * 2**20
+"""Bytes of a report without a ledger, which is read as a whole; version 0.1 wrote such."""
 Status: TypeAlias = Literal["pending", "done", "skipped", "failed"]
 _Hash: TypeAlias = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
+    """What is written and read again: no unknown fields, no NaN."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class Hashed(_Strict):
+class Hashed(Strict):
     """A file, or all that a scan consists of.
 
     Attributes:
@@ -62,7 +59,7 @@ class Hashed(_Strict):
         return cls(path=described["path"], sha256=hashlib.sha256(lines.encode()).hexdigest(), files=len(files))
 
 
-class Failure(_Strict):
+class Failure(Strict):
     """Why there is no label map.
 
     Attributes:
@@ -76,7 +73,7 @@ class Failure(_Strict):
     traceback: str | None = None
 
 
-class Entry(_Strict):
+class Entry(Strict):
     """What became of one scan.
 
     Attributes:
@@ -115,7 +112,7 @@ class Entry(_Strict):
         return self.outputs if self.is_done else self.earlier_outputs
 
 
-class BatchReport(_Strict):
+class BatchReport(Strict):
     """The whole of `report.json`.
 
     Attributes:
@@ -172,146 +169,8 @@ def recipe_of(segmenter: Segmenter, settings: Mapping[str, Any]) -> dict[str, Js
     }
 
 
-class Ledger:
-    """Keeps the report of a run and writes it after every scan. Not for two threads at once.
-
-    Args:
-        path: of the report.
-        jobs: in order.
-        segmenter: that runs them.
-        settings: the segmenter's, and what the caller adds to them.
-        earlier: entries of the runs before this one, by name.
-        timings_s: seconds spent before the first scan.
-        redo: do all again, whatever was done and whatever is in the way.
-
-    Raises:
-        OutputError: the report cannot be written.
-    """
-
-    def __init__(
-        self,
-        path: Path,
-        jobs: Sequence[Job],
-        segmenter: Segmenter,
-        settings: Mapping[str, Any],
-        earlier: Mapping[str, Entry],
-        timings_s: Mapping[str, float],
-        *,
-        redo: bool = False,
-    ) -> None:
-        self.recipe = recipe_of(segmenter, settings)
-        self.settings = dict(settings)
-        self._path = path
-        self._bundle = segmenter.bundle_facts()
-        self._versions = runtime_versions()
-        self._earlier = earlier
-        self._redo = redo
-        self._timings = dict(timings_s)
-        self._started = time.perf_counter()
-        # What an earlier run did stays written down until this one has looked at it: it may be interrupted, too.
-        self._entries = {
-            job.name: self.earlier(job) or Entry(name=job.name, earlier_outputs=self._written(job)) for job in jobs
-        }
-        self._others = [entry for name, entry in earlier.items() if name not in self._entries]
-        self._reached: set[str] = set()
-        self._write()
-
-    @property
-    def complete(self) -> int:
-        """How many of the scans that this run has looked at are done, by it or before."""
-        return sum(self._entries[name].is_done for name in self._reached)
-
-    @property
-    def report(self) -> BatchReport:
-        """As it stands."""
-        statuses = [entry.status for entry in self._entries.values()]
-        seconds = round(time.perf_counter() - self._started, 3)
-        return BatchReport(
-            finished=len(self._reached) == len(self._entries),
-            bundle=self._bundle,
-            settings=self.settings,
-            versions=self._versions,
-            timings_s={**self._timings, "scans": seconds},
-            totals={status: statuses.count(status) for status in ("pending", "done", "skipped", "failed")},
-            scans=list(self._entries.values()),
-            others=self._others,
-        )
-
-    def add(self, entry: Entry) -> None:
-        """Take what became of a scan, and write.
-
-        Raises:
-            OutputError: the report cannot be written.
-        """
-        if not entry.is_done:
-            entry = entry.model_copy(update={"earlier_outputs": self._entries[entry.name].written})
-        self._entries[entry.name] = entry
-        self._reached.add(entry.name)
-        self._write()
-
-    def earlier(self, job: Job) -> Entry | None:
-        """What an earlier run says it did of a scan, unless that is to be done again whatever it is."""
-        entry = self._earlier.get(job.name)
-        return entry if entry and entry.is_done and not self._redo else None
-
-    def objection(self, earlier: Entry, job: Job, inputs: Sequence[Hashed]) -> str | None:
-        """Why the earlier result of a scan does not hold; None if it provably does.
-
-        Args:
-            earlier: from `earlier`.
-            job: the scan.
-            inputs: its files as they are now.
-        """
-        if [channel.sha256 for channel in inputs] != [channel.sha256 for channel in earlier.inputs]:
-            return "the scan is not the one that was segmented"
-        for key, value in self.recipe.items():
-            if key not in earlier.recipe or earlier.recipe[key] != value:
-                return f"{key} was {_short(earlier.recipe.get(key))}, is {_short(value)}"
-        for kind, path in job.outputs.named().items():
-            if kind not in earlier.outputs:
-                return f"found no {kind} of the earlier run"
-            if not os.path.lexists(path):
-                return f"{path.name} is missing"
-            if not _is_as_written(path, earlier.outputs.get(kind)):
-                return f"{path.name} was changed"
-        return None
-
-    def keep_aside(self, job: Job) -> list[str]:
-        """Rename what must neither be replaced nor taken for the new result.
-
-        That is what is not as an earlier run wrote it, which somebody may have corrected; and what one wrote under a
-        name that this run does not write, such as the picture of another label map.
-
-        Returns:
-            Their new names.
-
-        Raises:
-            OutputError: one cannot be read or renamed.
-        """
-        if job.name not in self._earlier:
-            return []
-        written, wanted = self._written(job), job.outputs.named()
-        changed = [
-            path
-            for kind, path in wanted.items()
-            if not self._redo and os.path.lexists(path) and not _is_as_written(path, written.get(kind))
-        ]
-        names = {Path(file.path).name for file in written.values()}
-        beside = [job.outputs.labels.with_name(f"{job.scan.case}{ending}") for ending in (*LABEL_SUFFIXES, ".png")]
-        stale = [path for path in beside if path.name in names and path not in wanted.values() and path.exists()]
-        return [_renamed(path, job.scan.case) for path in (*changed, *stale)]
-
-    def _written(self, job: Job) -> dict[str, Hashed]:
-        entry = self._earlier.get(job.name)
-        return entry.written if entry else {}
-
-    def _write(self) -> None:
-        with atomic_path(self._path) as temporary:
-            temporary.write_text(self.report.model_dump_json(indent=2) + "\n", encoding="utf-8")
-
-
 def read_report(path: Path) -> BatchReport:
-    """Read the report of an earlier run.
+    """Read the report of a run that left no ledger.
 
     Raises:
         OutputError: it is too large, damaged, of another version, or no such report.
@@ -331,33 +190,3 @@ def plain_values(content: Mapping[str, Any]) -> dict[str, JsonValue]:
     """What JSON makes of a report."""
     values: dict[str, JsonValue] = json.loads(json.dumps(content))
     return values
-
-
-def _is_as_written(path: Path, written: Hashed | None) -> bool:
-    if written is None or path.is_symlink() or not path.is_file():
-        return False
-    try:
-        return file_digest(path).sha256 == written.sha256
-    except OSError as error:
-        raise OutputError(
-            f"{shown(path)}: found a file of an earlier run that cannot be read ({error.strerror}), expected to see "
-            "whether it is still as written; correct its permissions, or move it away"
-        ) from error
-
-
-def _renamed(path: Path, case: str) -> str:
-    """Give a file the first free name of its kind: CASE.kept-1.nii.gz."""
-    names = (path.with_name(f"{case}.kept-{number}{path.name.removeprefix(case)}") for number in count(1))
-    free = next(name for name in names if not os.path.lexists(name))
-    try:
-        path.rename(free)
-    except OSError as error:
-        raise OutputError(
-            f"{shown(path)}: found a file that must not be replaced and cannot be renamed ({error.strerror}), expected "
-            "to keep it; move it away"
-        ) from error
-    return plain_text(free.name)
-
-
-def _short(value: JsonValue) -> str:
-    return one_line(str(value), limit=80)

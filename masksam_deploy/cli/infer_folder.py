@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,12 +13,14 @@ import click
 
 from masksam_deploy.atomic import check_writable
 from masksam_deploy.batch import Batch
-from masksam_deploy.batch_report import REPORT_NAME, BatchReport, Entry, Job, Ledger, read_report
+from masksam_deploy.batch_report import REPORT_NAME, Entry, Job
 from masksam_deploy.bundle import Bundle
 from masksam_deploy.cli.progress import progress_bar
 from masksam_deploy.cli.running import Running, how_mirrored, open_segmenter, scores_came_down, what_ran
 from masksam_deploy.cli.stdout import discard_stdout
 from masksam_deploy.errors import MaskSamError, OutputError, ScanError, ScansFailedError
+from masksam_deploy.ledger import Ledger, Past, Run
+from masksam_deploy.ledger_file import LEDGER_NAME, LedgerInUseError
 from masksam_deploy.overlay import require_pillow
 from masksam_deploy.profiles import in_words
 from masksam_deploy.report import Stopwatch
@@ -61,23 +63,26 @@ def infer_folder(paths: Sequence[Path], bundle: Path, wanted: Wanted, how: Runni
     with watch.stage("verify_bundle"):
         loaded = Bundle.load(bundle)
     jobs = _jobs(paths, bundle, wanted, loaded.channels)
-    earlier = _earlier(jobs, wanted)
-    _make_folder(wanted.folder)
-    with open_segmenter(loaded, how, watch) as (segmenter, settings):
-        path, before = wanted.folder / REPORT_NAME, watch.rounded()
-        ledger = Ledger(path, jobs, segmenter, settings, earlier, before, redo=wanted.force)
+    with ExitStack() as stack:
+        past = stack.enter_context(_earlier(jobs, wanted))
+        _make_folder(wanted.folder)
+        segmenter, settings = stack.enter_context(open_segmenter(loaded, how, watch))
+        run, before = Run.of(segmenter, settings), watch.rounded()
+        ledger = stack.enter_context(Ledger(wanted.folder, jobs, run, past, before, redo=wanted.force))
         teller = _Teller(len(jobs), silent=as_json)
         teller.say(f"{what_ran(settings)}, {how_mirrored(settings)}: {len(jobs)} scan(s)")
         if how.chosen.profile:
             teller.say(in_words(how.chosen, settings, loaded.manifest.mirror_axes))
-        with _interruption_told(ledger), Batch(segmenter, ledger, max_ram=how.max_ram, tell=teller.tell) as batch:
-            batch.run(jobs, teller.bar)
-    report = ledger.report
-    if as_json:
-        click.echo(report.model_dump_json(indent=2))
-    else:
-        _sum_up(report, wanted.folder, teller.say)
-    _check_all_done(report, wanted.folder)
+        with _interruption_told(ledger):
+            with Batch(segmenter, ledger, max_ram=how.max_ram, tell=teller.tell) as batch:
+                batch.run(jobs, teller.bar)
+            ledger.finish()
+        if as_json:
+            for part in ledger.report_text():
+                click.echo(part, nl=False)
+        else:
+            _sum_up(ledger, wanted.folder, teller.say)
+        _check_all_done(ledger, wanted.folder)
 
 
 def _jobs(paths: Sequence[Path], bundle: Path, wanted: Wanted, channels: int) -> list[Job]:
@@ -128,40 +133,40 @@ def _check_outputs(jobs: Sequence[Job], folder: Path) -> None:
                 raise OutputError(f"'{shown(path)}' is one of the scans; give another folder")
 
 
-def _earlier(jobs: Sequence[Job], wanted: Wanted) -> dict[str, Entry]:
-    """What earlier runs into the folder say, by name; with --force as far as it can be read.
+def _earlier(jobs: Sequence[Job], wanted: Wanted) -> Past:
+    """What earlier runs into the folder say; with --force as far as it can be read.
 
     Raises:
-        OutputError: files are there that must not be replaced unasked.
+        OutputError: files are there that must not be replaced unasked, or another run is at work in the folder.
     """
-    path = wanted.folder / REPORT_NAME
-    if not os.path.lexists(path):
-        earlier = {}
-    elif wanted.resume:
-        earlier = _entries_in(path)
-    elif wanted.force:
-        with suppress(OutputError):  # such as another version's, which is what --force is advised for
-            return _entries_in(path)
-        return {}
-    else:
+    left = next(filter(os.path.lexists, (wanted.folder / LEDGER_NAME, wanted.folder / REPORT_NAME)), None)
+    if left and not wanted.resume and not wanted.force:
         raise OutputError(
-            f"{shown(path)}: found the report of an earlier run; skip what it did with --resume, do all of it again "
+            f"{shown(left)}: found the report of an earlier run; skip what it did with --resume, do all of it again "
             "with --force, or give another folder"
         )
+    past = _readable_past(wanted)
     foreign = [
-        target for job in jobs if job.name not in earlier for target in job.outputs.named().values() if target.exists()
+        target for job in jobs if job.name not in past for target in job.outputs.named().values() if target.exists()
     ]
     if foreign and not wanted.force:
-        raise OutputError(
-            f"{shown(foreign[0])}: found {len(foreign)} file(s) that no run of infer wrote here, expected none of that "
-            "name; give another folder, or replace them with --force"
-        )
-    return earlier
+        with past:
+            raise OutputError(
+                f"{shown(foreign[0])}: found {len(foreign)} file(s) that no run of infer wrote here, expected none of "
+                "that name; give another folder, or replace them with --force"
+            )
+    return past
 
 
-def _entries_in(path: Path) -> dict[str, Entry]:
-    report = read_report(path)
-    return {entry.name: entry for entry in (*report.others, *report.scans)}
+def _readable_past(wanted: Wanted) -> Past:
+    try:
+        return Past.found(wanted.folder) or Past()
+    except LedgerInUseError:
+        raise
+    except OutputError:
+        if not wanted.force:
+            raise
+        return Past()  # such as another version's, which is what --force is advised for
 
 
 def _make_folder(folder: Path) -> None:
@@ -226,22 +231,21 @@ def _reason(entry: Entry) -> str:
     return f"{why} (STILL THERE from an earlier run: {left})" if left else why
 
 
-def _sum_up(report: BatchReport, folder: Path, say: Callable[[str], None]) -> None:
-    counts = ", ".join(f"{report.totals[status]} {status}" for status in ("done", "skipped", "failed"))
-    say(f"{counts}; {sum(report.timings_s.values()):.1f} s")
-    failed = [entry for entry in report.scans if entry.error]
-    if failed:
+def _sum_up(ledger: Ledger, folder: Path, say: Callable[[str], None]) -> None:
+    counts = ", ".join(f"{ledger.totals[status]} {status}" for status in ("done", "skipped", "failed"))
+    say(f"{counts}; {ledger.seconds:.1f} s")
+    if ledger.totals["failed"]:
         say("failed:")
-    for entry in failed:
+    for entry in ledger.failed():
         say(f"  {one_line(entry.name)}: {_reason(entry)}")
     say(f"report: {folder / REPORT_NAME}")
 
 
-def _check_all_done(report: BatchReport, folder: Path) -> None:
-    failed = report.totals["failed"]
+def _check_all_done(ledger: Ledger, folder: Path) -> None:
+    failed = ledger.totals["failed"]
     if failed:
         raise ScansFailedError(
-            f"{failed} of {len(report.scans)} scans failed, expected a label map of each; "
+            f"{failed} of {ledger.scans} scans failed, expected a label map of each; "
             f"{shown(folder / REPORT_NAME)} says why; correct them and go on with --resume"
         )
 
@@ -253,8 +257,7 @@ def _interruption_told(ledger: Ledger) -> Iterator[None]:
         yield
     except (SystemExit, KeyboardInterrupt, MaskSamError):
         click.echo(
-            f"stopped after {ledger.complete} of {len(ledger.report.scans)} scans; what is complete stays: go on with "
-            "--resume",
+            f"stopped after {ledger.complete} of {ledger.scans} scans; what is complete stays: go on with --resume",
             err=True,
         )
         raise

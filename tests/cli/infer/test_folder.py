@@ -29,7 +29,11 @@ def test_every_scan_of_a_folder_gets_the_very_bytes_that_it_gets_alone(
 ) -> None:
     text = done(scans, "-b", bundle, "-o", out, "--overlays")
     assert sorted(path.name for path in out.iterdir()) == sorted(
-        ["report.json", *(f"scan_{number}{suffix}" for number in range(3) for suffix in (".nii.gz", ".png"))]
+        [
+            "ledger.jsonl",
+            "report.json",
+            *(f"scan_{number}{suffix}" for number in range(3) for suffix in (".nii.gz", ".png")),
+        ]
     )
     report = report_in(out)
     assert report["finished"] is True

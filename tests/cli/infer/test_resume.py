@@ -48,6 +48,19 @@ def _linked_labels(scans: Path, out: Path) -> list[str]:
     return []
 
 
+def edit_entries(folder: Path, left: str, edit: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Change what a run wrote down: in its ledger, or in a report without one, as version 0.1 left it."""
+    if left == "ledger":
+        path = folder / "ledger.jsonl"
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        path.write_text("".join(f"{json.dumps(line)}\n" for line in [lines[0], *map(edit, lines[1:])]))
+        return
+    (folder / "ledger.jsonl").unlink()
+    report = report_in(folder)
+    report["scans"] = list(map(edit, report["scans"]))
+    (folder / "report.json").write_text(json.dumps(report))
+
+
 def interrupted(paths: Any, **limits: Any) -> Any:
     raise SystemExit(130)
 
@@ -108,25 +121,22 @@ def test_resume_never_replaces_a_label_map_that_somebody_corrected(
     assert report_in(out)["scans"][1]["note"].endswith("kept as scan_1.kept-2.nii.gz")
 
 
+@pytest.mark.parametrize("left", ["ledger", "report"])
 def test_resume_never_replaces_what_appeared_where_an_interrupted_run_had_not_come_to(
-    scans: Path, bundle: Path, out: Path, finished: Path
+    scans: Path, bundle: Path, out: Path, finished: Path, left: str
 ) -> None:
-    report = report_in(out)
-    report["scans"][1] = {"name": "scan_1", "status": "pending"}
-    (out / "report.json").write_text(json.dumps(report))
+    edit_entries(out, left, lambda entry: entry if entry["name"] != "scan_1" else {"name": "scan_1"})
     (out / "scan_1.nii.gz").write_bytes(b"contoured by hand")
     done(scans, "-b", bundle, "-o", out, "--resume")
     assert (out / "scan_1.kept-1.nii.gz").read_bytes() == b"contoured by hand"
 
 
+@pytest.mark.parametrize("left", ["ledger", "report"])
 @pytest.mark.parametrize("package", ["masksam-deploy", "onnxruntime", "numpy", "SimpleITK"])
 def test_resume_does_again_what_another_version_made(
-    scans: Path, bundle: Path, out: Path, finished: Path, package: str
+    scans: Path, bundle: Path, out: Path, finished: Path, package: str, left: str
 ) -> None:
-    report = report_in(out)
-    for entry in report["scans"]:
-        entry["recipe"][package] = "0.0.1"
-    (out / "report.json").write_text(json.dumps(report))
+    edit_entries(out, left, lambda entry: {**entry, "recipe": {**entry.get("recipe", {}), package: "0.0.1"}})
     assert f"{package} was 0.0.1, is" in done(scans, "-b", bundle, "-o", out, "--resume")
 
 
@@ -287,38 +297,44 @@ def _edited(edit: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
         _edited(lambda content: content["scans"][0].update(status="perfect")),
     ],
 )
-def test_a_report_that_is_none_is_refused(
+def test_a_report_without_ledger_that_is_none_is_refused(
     scans: Path, bundle: Path, out: Path, finished: Path, damage: Callable[[Path], object]
 ) -> None:
+    (out / "ledger.jsonl").unlink()
     damage(out / "report.json")
     message = refused(scans, "-b", bundle, "-o", out, "--resume")
     assert "report.json" in message
     assert "--force" in message
 
 
-def test_a_report_that_is_too_large_is_refused_unread(
+def test_a_report_without_ledger_that_is_too_large_is_refused_unread(
     scans: Path, bundle: Path, out: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(batch_report, "READ_LIMIT", 1000)
+    done(scans, "-b", bundle, "-o", out, "--resume")  # from the ledger, which has no limit
+    (out / "ledger.jsonl").unlink()
     assert "at most 1000 bytes" in refused(scans, "-b", bundle, "-o", out, "--resume")
 
 
+@pytest.mark.parametrize("left", ["ledger", "report"])
 def test_a_report_cannot_point_to_files_elsewhere(
-    scans: Path, bundle: Path, out: Path, finished: Path, tmp_path: Path
+    scans: Path, bundle: Path, out: Path, finished: Path, tmp_path: Path, left: str
 ) -> None:
     secret = tmp_path / "secret.nii.gz"
     (out / "scan_0.nii.gz").rename(secret)
 
-    def escape(content: dict[str, Any]) -> None:
-        content["scans"][0]["outputs"]["labels"]["path"] = "../secret.nii.gz"
-        content["scans"][1]["name"] = "../secret"
+    def escape(entry: dict[str, Any]) -> dict[str, Any]:
+        if entry["name"] == "scan_0" and entry.get("outputs"):
+            entry["outputs"]["labels"]["path"] = "../secret.nii.gz"
+        return {**entry, "name": "../secret"} if entry["name"] == "scan_1" else entry
 
-    _edited(escape)(out / "report.json")
+    edit_entries(out, left, escape)
     (out / "scan_1.nii.gz").unlink()
     before = digest(secret)
     text = done(scans, "-b", bundle, "-o", out, "--resume")
     assert "scan_0.nii.gz is missing" in text
     assert statuses(out) == {"scan_0": "done", "scan_1": "done", "scan_2": "skipped"}
+    assert [entry["name"] for entry in report_in(out)["others"]] == ["../secret"]
     assert digest(secret) == before
 
 
@@ -348,7 +364,11 @@ def test_a_run_that_is_ended_leaves_complete_results_alone_and_resume_goes_on(
         assert process.returncode == 128 + number
         assert "go on with --resume" in stderr
         # Every label map that is there is in the report, whole, and nothing half-written.
-        assert {path.name for path in out.iterdir()} == {"report.json", *(f"{name}.nii.gz" for name in found)}
+        assert {path.name for path in out.iterdir()} == {
+            "ledger.jsonl",
+            "report.json",
+            *(f"{name}.nii.gz" for name in found),
+        }
     assert len({digest(out / f"{name}.nii.gz") for name in found}) == 1
     few = [scans / f"{name}.nii.gz" for name in sorted(found)[:2]]
     text = done(*few, scans / "scan_99.nii.gz", "-b", bundle, "-o", out, "--resume")
