@@ -187,7 +187,7 @@ def _contiguous(data: bytes) -> bytes:
     position = 0
     while position + 8 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, position)
-        if kind == b"jp2c" and length in (0, len(data) - position, len(data.rstrip(b"\0")) - position):
+        if kind == b"jp2c" and (length == 0 or not data[position + length :].strip(b"\0")):
             return data[position + 8 :]
         if length < 8:
             break
