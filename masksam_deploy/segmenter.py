@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from functools import partial
-from math import prod
+from math import inf, prod
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from masksam_deploy.backends import Device, Network, open_chain
+from masksam_deploy.backends import Device, GraphChain, Network, open_chain
 from masksam_deploy.bundle import Bundle
 from masksam_deploy.errors import BackendError, BundleError
 from masksam_deploy.io.grid import check_grid
@@ -67,6 +67,7 @@ class Segmenter:
         scores_on: where class scores are summed, resampled and decided. `gpu` needs a network that leaves them there
             (an engine of TensorRT), CuPy and `float32`; a scan for which the GPU has no room has its scores on the
             host all the same, and its report says why. **Not yet run on a GPU.**
+        run_timeout: seconds that one run of one graph may take in ONNX Runtime; by default an hour.
 
     Raises:
         BundleError: the bundle is damaged.
@@ -86,6 +87,7 @@ class Segmenter:
         threads: int | None = None,
         max_ram: int | None = None,
         scores_on: ScoresOn = "cpu",
+        run_timeout: float | None = None,
     ) -> None:
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
         if not self.bundle.verified:
@@ -96,6 +98,8 @@ class Segmenter:
             raise ValueError(f"step is {step}, expected {SMALLEST_STEP} to 1 of the patch")
         if threads is not None and threads < 1:
             raise ValueError(f"threads is {threads}, expected at least 1")
+        if run_timeout is not None and not 0 < run_timeout < inf:
+            raise ValueError(f"run_timeout is {run_timeout}, expected seconds, more than 0")
         self.mirror_axes = self.bundle.manifest.mirror_axes if tta else ()
         self._accumulator = accumulator
         self._step = step
@@ -104,6 +108,8 @@ class Segmenter:
         started = time.perf_counter()
         self._network = network or open_chain(self.bundle, device=device, threads=threads)
         self._load_seconds = time.perf_counter() - started
+        if run_timeout is not None:
+            self._limit_runs(run_timeout)
         self._on_gpu: GpuScores | None = None
         if scores_on == "gpu":
             self._on_gpu = self._kept_on_gpu()
@@ -213,6 +219,15 @@ class Segmenter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _limit_runs(self, seconds: float) -> None:
+        if not isinstance(self._network, GraphChain):
+            self._network.close()
+            raise BackendError(
+                "--run-timeout: found an engine of TensorRT, which knows no such limit, expected ONNX Runtime; give "
+                "--backend onnxruntime, or leave --run-timeout out"
+            )
+        self._network.limit_runs(seconds)
 
     def _kept_on_gpu(self) -> GpuScores:
         try:

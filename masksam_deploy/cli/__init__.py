@@ -7,13 +7,14 @@ Starting it imports click and nothing else: each command lives in its own module
 from __future__ import annotations
 
 import errno
+import os
 import signal
 import sys
 import threading
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from io import TextIOWrapper
+from io import StringIO, TextIOWrapper
 from types import FrameType
 from typing import NoReturn
 
@@ -23,6 +24,8 @@ from masksam_deploy.cli.group import LazyGroup
 from masksam_deploy.cli.stdout import discard_stdout
 from masksam_deploy.errors import MaskSamError
 
+_LONGEST_LINE = 4_000
+_LONGEST_TRACEBACK = 100_000
 _REPORT = "this is a bug, please report it with the lines above and the command that you ran"
 
 
@@ -68,7 +71,16 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
                 sys.stdout.flush()
         except BrokenPipeError:
             code = _after_broken_pipe()
+    if _still_computing():
+        # Python's own end would come while native code runs, and abort. All that has to be cleaned up was.
+        os._exit(code)
     sys.exit(code)
+
+
+def _still_computing() -> bool:
+    """Whether a runtime goes on with what was interrupted: loading a network cannot be stopped."""
+    module = sys.modules.get("masksam_deploy.interruptible")
+    return module is not None and bool(module.still_running())
 
 
 def _run(args: Sequence[str] | None, received: Sequence[int]) -> int:
@@ -92,15 +104,29 @@ def _code_of(exc: Exception) -> int:
     if isinstance(exc, MaskSamError):
         return _fail(str(exc), exc.exit_code)
     if isinstance(exc, click.ClickException):
-        exc.show()
-        return exc.exit_code
+        return _fail_as_click_does(exc)
     if isinstance(exc, click.Abort):
         return 128 + signal.SIGINT
     if isinstance(exc, BrokenPipeError):
         return _after_broken_pipe()
     if isinstance(exc, MemoryError):
         return _fail("found too little memory, expected more; close other programs or use a larger machine", 2)
-    return _fail_full_disk(exc) if _is_full_disk(exc) else _fail_unexpectedly(exc)
+    return _code_of_system(exc)
+
+
+def _code_of_system(exc: Exception) -> int:
+    """The same for what the system says, from wherever it comes; all else is a bug."""
+    if _is_full_disk(exc):
+        return _fail_full_disk(exc)
+    return _fail_path(exc) if _is_unusable_path(exc) else _fail_unexpectedly(exc)
+
+
+def _fail_as_click_does(exc: click.ClickException) -> int:
+    text = StringIO()
+    exc.show(text)
+    with suppress(OSError):
+        click.echo(_cut(text.getvalue(), _LONGEST_LINE), err=True, nl=False)
+    return exc.exit_code
 
 
 def _is_full_disk(exc: Exception) -> bool:
@@ -113,18 +139,41 @@ def _fail_full_disk(exc: Exception) -> int:
     return _fail(f"found the disk full{while_writing}, expected room; make some and run the command again", 2)
 
 
+def _is_unusable_path(exc: Exception) -> bool:
+    """Whether a path was given that no system call takes; asking what it is raises this only in some of them."""
+    if isinstance(exc, OSError):
+        return exc.errno in (errno.ELOOP, errno.ENAMETOOLONG)
+    # What pathlib makes of ELOOP before Python 3.13.
+    return isinstance(exc, RuntimeError) and str(exc).startswith("Symlink loop")
+
+
+def _fail_path(exc: Exception) -> int:
+    what = exc.strerror if isinstance(exc, OSError) else "a symbolic link leads to itself"
+    place = getattr(exc, "filename", None)
+    named = f": {place!r}" if place else ""
+    return _fail(f"found a path that cannot be used ({what}{named}), expected a file or folder; correct the path", 2)
+
+
+def _cut(text: str, limit: int) -> str:
+    """At most so many characters: its beginning says what was found, its end what to do."""
+    if len(text) <= limit:
+        return text
+    end = limit // 4
+    return f"{text[: limit - end - 5]} ... {text[-end:]}"
+
+
 def _fail(message: str, code: int) -> int:
     # A message may quote names from files; it must stay one line and must not steer the terminal.
-    line = " ".join(message.split())
+    line = " ".join(_cut(message, 2 * _LONGEST_LINE).split())
     printable = "".join(char if char.isprintable() else repr(char)[1:-1] for char in line)
     with suppress(OSError):
-        click.echo(f"error: {printable}", err=True)
+        click.echo(f"error: {_cut(printable, _LONGEST_LINE)}", err=True)
     return code
 
 
 def _fail_unexpectedly(exc: Exception) -> int:
     with suppress(OSError):
-        click.echo("".join(traceback.format_exception(exc)), err=True, nl=False)
+        click.echo(_cut("".join(traceback.format_exception(exc)), _LONGEST_TRACEBACK), err=True, nl=False)
     return _fail(f"unexpected {type(exc).__name__}: {exc}; {_REPORT}", 1)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -78,10 +79,12 @@ def compare(
     from masksam_deploy.comparison import Side, check_agreement, check_dice
     from masksam_deploy.comparison import compare as run
     from masksam_deploy.comparison.outputs import to_dict
+    from masksam_deploy.memory import bounded_network
 
     first = Bundle.load(a)
     second = first if b == a else Bundle.load(b)
-    with progress_bar("loading") as progress:
+    on_cpu = (device_a, device_b) == ("cpu", "cpu") and {backend_a, backend_b} == {"onnxruntime"}
+    with bounded_network(max_ram) if on_cpu else nullcontext(), progress_bar("loading") as progress:
         comparison = run(
             Side(first, device_a, backend_a, precision_a, accumulator_a, tta),
             Side(second, device_b, backend_b, precision_b, accumulator_b, tta),
@@ -105,12 +108,13 @@ def compare(
 def _check_csv(path: Path, bundles: tuple[Path, Path]) -> None:
     """Refuse what cannot or must not be written, before minutes of work. The suffix keeps it apart from scans."""
     from masksam_deploy.atomic import check_writable
-    from masksam_deploy.errors import OutputError
+    from masksam_deploy.errors import BundleError, OutputError
+    from masksam_deploy.paths import resolved
     from masksam_deploy.text import shown
 
     if path.suffix.lower() != ".csv":
         raise OutputError(f"'{shown(path)}': found '{path.suffix}' as its type, expected .csv; rename it")
-    if any(bundle.resolve() in path.resolve().parents for bundle in bundles):
+    if {resolved(bundle, BundleError) for bundle in bundles} & set(resolved(path, OutputError).parents):
         raise OutputError(f"'{shown(path)}' lies inside a bundle, which must stay as it is; write elsewhere")
     check_writable(path)
 

@@ -80,15 +80,17 @@ def evaluate(
 def _check_outputs(outputs: dict[str, Path], inputs: tuple[Path | None, ...]) -> None:
     """Refuse what cannot or must not be written, before any work: nothing that was there may be lost in an input."""
     from masksam_deploy.atomic import check_writable
-    from masksam_deploy.errors import OutputError
+    from masksam_deploy.errors import OutputError, ScanError
+    from masksam_deploy.paths import resolved
     from masksam_deploy.text import shown
 
     for kind, path in outputs.items():
         suffix = _SUFFIXES[kind]
         if path.suffix.lower() != suffix:
             raise OutputError(f"'{shown(path)}': found '{path.suffix}' as its type, expected {suffix}; rename it")
-        places = {place.resolve() for place in inputs if place}
-        if path.exists() and places & {path.resolve(), *path.resolve().parents}:
+        places = {resolved(place, ScanError) for place in inputs if place}
+        target = resolved(path, OutputError)
+        if target.exists() and places & {target, *target.parents}:
             raise OutputError(f"'{shown(path)}' belongs to what is only read; write elsewhere")
         check_writable(path)
     if "plot" in outputs:

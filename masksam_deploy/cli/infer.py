@@ -111,6 +111,12 @@ def checked_step(_: click.Context, __: click.Parameter, value: float | None) -> 
     show_default=True,
     help="Where class scores are summed, resampled and decided; gpu needs an engine of TensorRT and CuPy.",
 )
+@click.option(
+    "--run-timeout",
+    type=click.IntRange(1, 10_000_000),
+    metavar="SECONDS",
+    help="Give up when one part of the network takes longer for one window, in ONNX Runtime [3600].",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the report instead of a summary.")
 def infer(
     scans: tuple[Path, ...],
@@ -134,6 +140,7 @@ def infer(
     max_ram: int | None,
     max_vram: int | None,
     scores_on: ScoresOn,
+    run_timeout: int | None,
     as_json: bool,
 ) -> None:
     """Segment SCAN, a NIfTI, NRRD or MetaImage file or a folder with one DICOM series.
@@ -152,7 +159,7 @@ def infer(
     if device == "cpu" and backend in ("tensorrt", "rtx"):
         raise click.UsageError(f"--backend {backend} runs on a GPU, --device cpu does not: give one of them")
     chosen = choose(profile, step=step, tta=tta, precision=precision)
-    how = Running(chosen, device, backend, accumulator, threads, max_ram, max_vram, scores_on)
+    how = Running(chosen, device, backend, accumulator, threads, max_ram, max_vram, scores_on, run_timeout)
     one = {"--channel": bool(channels), "--overlay": overlay is not None, "--report": report is not None}
     many = {"--overlays": overlays, "--suffix": suffix is not None, "--resume": resume, "--force": force}
     if _is_one(scans, output):

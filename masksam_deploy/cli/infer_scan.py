@@ -12,10 +12,11 @@ from masksam_deploy.atomic import check_writable
 from masksam_deploy.bundle import Bundle
 from masksam_deploy.cli.progress import progress_bar
 from masksam_deploy.cli.running import Running, how_mirrored, open_segmenter, scores_came_down, what_ran
-from masksam_deploy.errors import OutputError, ScanError
+from masksam_deploy.errors import BundleError, OutputError, ScanError
 from masksam_deploy.io import read_volume
 from masksam_deploy.io.labels import check_label_name
 from masksam_deploy.overlay import require_pillow
+from masksam_deploy.paths import resolved
 from masksam_deploy.profiles import in_words
 from masksam_deploy.report import Report, Stopwatch
 from masksam_deploy.results import Outputs, described_scan, write_results
@@ -56,13 +57,14 @@ def _check_paths(inputs: tuple[Path, ...], bundle: Path, outputs: Outputs) -> No
         _check_suffix(outputs.overlay, ".png")
     if outputs.report:
         _check_suffix(outputs.report, ".json")
-    scans = {path.resolve() for path in inputs}
+    scans = {resolved(path, ScanError) for path in inputs}
     if len(scans) < len(inputs):
         raise ScanError("one file is given for two channels; give every channel its own")
     for path in outputs.named().values():
-        if path.resolve() in scans:
+        place = resolved(path, OutputError)
+        if place in scans:
             raise OutputError(f"'{shown(path)}' is the scan itself; give the output another name")
-        if bundle.resolve() in path.resolve().parents:
+        if resolved(bundle, BundleError) in place.parents:
             raise OutputError(f"'{shown(path)}' lies inside the bundle, which must stay as it is; write elsewhere")
         check_writable(path)
 

@@ -7,6 +7,8 @@ from pathlib import Path
 import click
 
 from masksam_deploy.archive import pack as pack_bundle
+from masksam_deploy.errors import BundleError
+from masksam_deploy.paths import resolved
 
 _SUFFIX = ".masksam"
 
@@ -33,5 +35,7 @@ def pack(bundle: Path, output: Path | None, force: bool) -> None:
 
 def default_target(bundle: Path) -> Path:
     """`NAME.masksam.zip` beside the bundle."""
-    directory = bundle if bundle.name not in ("", "..") else bundle.resolve()
+    directory = bundle if bundle.name not in ("", "..") else resolved(bundle, BundleError)
+    if not directory.name:
+        raise BundleError(f"{bundle}: found no name to give to the packed file, expected a bundle; name a file with -o")
     return directory.with_name(f"{directory.name.removesuffix(_SUFFIX)}{_SUFFIX}.zip")

@@ -14,6 +14,7 @@ from masksam_deploy.backends.base import Device
 from masksam_deploy.bundle import Bundle, file_digest
 from masksam_deploy.engines.run import Backend, Choice, open_network
 from masksam_deploy.engines.store import RECORD_NAME
+from masksam_deploy.memory import bounded_network
 from masksam_deploy.profiles import Chosen
 from masksam_deploy.report import Stopwatch
 from masksam_deploy.segmenter import ON_CPU, ScoresOn, Segmenter
@@ -33,6 +34,7 @@ class Running:
     max_ram: int | None
     max_vram: int | None
     scores_on: ScoresOn
+    run_timeout: int | None = None
 
 
 @contextmanager
@@ -41,31 +43,34 @@ def open_segmenter(bundle: Bundle, how: Running, watch: Stopwatch) -> Iterator[t
 
     Raises:
         EngineError, BackendError: what is asked for does not run here.
+        MemoryLimitError: a graph needs more memory than is free.
     """
-    with watch.stage("load_engine"):
-        network, choice = open_network(
+    with bounded_network(how.max_ram):
+        with watch.stage("load_engine"):
+            network, choice = open_network(
+                bundle,
+                how.backend,
+                how.chosen.precision,
+                device=how.device,
+                threads=how.threads,
+                max_vram=how.max_vram,
+                without=how.chosen.without,
+                judged=how.chosen.judged,
+            )
+        _tell_refused(choice)
+        with Segmenter(
             bundle,
-            how.backend,
-            how.chosen.precision,
-            device=how.device,
+            network=network,
+            tta=how.chosen.tta,
+            accumulator=how.accumulator,
+            step=how.chosen.step,
             threads=how.threads,
-            max_vram=how.max_vram,
-            without=how.chosen.without,
-            judged=how.chosen.judged,
-        )
-    _tell_refused(choice)
-    with Segmenter(
-        bundle,
-        network=network,
-        tta=how.chosen.tta,
-        accumulator=how.accumulator,
-        step=how.chosen.step,
-        threads=how.threads,
-        max_ram=how.max_ram,
-        scores_on=how.scores_on,
-    ) as segmenter:
-        settings = segmenter.settings() | _engine_facts(choice)
-        yield segmenter, settings | profiles.facts(how.chosen, settings, network.precisions)
+            max_ram=how.max_ram,
+            scores_on=how.scores_on,
+            run_timeout=how.run_timeout,
+        ) as segmenter:
+            settings = segmenter.settings() | _engine_facts(choice)
+            yield segmenter, settings | profiles.facts(how.chosen, settings, network.precisions)
 
 
 def what_ran(settings: dict[str, Any]) -> str:

@@ -54,6 +54,7 @@ def sensitivity(
     from masksam_deploy.engines.exclusions import Exclusions, default_path, write_exclusions
     from masksam_deploy.engines.quantisation import Calibrator
     from masksam_deploy.engines.sensitivity import measure_sensitivity
+    from masksam_deploy.memory import bounded_network
     from masksam_deploy.scans import find_scans
 
     loaded = Bundle.load(bundle)
@@ -61,7 +62,7 @@ def sensitivity(
     if output:
         _check_output(output, bundle)
     windows = calibration_windows(loaded, find_scans(calibration, loaded.channels))
-    with progress_bar("calibrating") as progress:
+    with bounded_network(), progress_bar("calibrating") as progress:
         found = measure_sensitivity(
             loaded,
             windows,
@@ -96,12 +97,13 @@ def sensitivity(
 def _check_output(path: Path, bundle: Path) -> None:
     """Refuse what must not be written over, before the work: patient data above all, and a bundle's files."""
     from masksam_deploy.atomic import check_writable
-    from masksam_deploy.errors import OutputError
+    from masksam_deploy.errors import BundleError, OutputError
+    from masksam_deploy.paths import resolved
     from masksam_deploy.text import shown
 
     if path.suffix.lower() != ".json":
         raise OutputError(f"{shown(path)}: found '{path.suffix}' as its type, expected .json; rename it")
-    if bundle.resolve() in path.resolve().parents:
+    if resolved(bundle, BundleError) in resolved(path, OutputError).parents:
         raise OutputError(f"{shown(path)} lies inside the bundle, which must stay as it is; write elsewhere")
     check_writable(path)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from masksam_deploy.archive import unpack as unpack_bundle
+from masksam_deploy.errors import BundleError
 
 _SUFFIX = ".masksam"
 
@@ -31,5 +32,7 @@ def unpack(file: Path, output: Path | None, force: bool) -> None:
 
 def default_target(file: Path) -> Path:
     """`NAME.masksam` beside the packed file."""
+    if not file.name:
+        raise BundleError(f"{file}: found a folder, expected a packed bundle; name its file")
     name = file.name.removesuffix(".zip").removesuffix(_SUFFIX)
     return file.with_name(f"{name}{_SUFFIX}")
