@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from masksam_deploy.errors import ScanError
-from masksam_deploy.io.dicom import is_dicom_file
+from masksam_deploy.io.dicom import check_kind, is_dicom_file, is_junk
 from masksam_deploy.io.itk import scan_suffix
-from masksam_deploy.text import shown
+from masksam_deploy.text import one_line, shown
 from masksam_deploy.volume import Volume
 
 _CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>[0-9]{4})")
@@ -40,17 +40,21 @@ class ScanFiles:
         return without_suffix(self.name).removesuffix("_0000")
 
 
-def find_scans(paths: Sequence[Path], channels: int, aside: Collection[Path] = ()) -> list[ScanFiles]:
+def find_scans(
+    paths: Sequence[Path], channels: int, aside: Collection[Path] = (), tell: Callable[[str], None] | None = None
+) -> list[ScanFiles]:
     """The scans at some paths.
 
     A path is a file, a folder with one DICOM series, or a folder of scans: files (nnU-Net's `CASE_0000.nii.gz` names
     where the model has several channels) or folders with one DICOM series each. Nothing that may be a scan is passed
-    over: a folder that holds both is refused.
+    over: a folder that holds both is refused, and so is a link that leads nowhere.
 
     Args:
         paths: where to look.
         channels: that the model takes.
         aside: resolved paths that are no scans, wherever they lie, such as the folder of the results.
+        tell: called with a sentence about files that are no scans and are passed over, other than hidden ones and those
+            that belong to a scan's header.
 
     Raises:
         ScanError: nothing is there, a folder holds things of two kinds, or a case lacks a channel or has one too many.
@@ -58,11 +62,11 @@ def find_scans(paths: Sequence[Path], channels: int, aside: Collection[Path] = (
     entries: list[Path] = []
     for path in paths:
         try:
-            if not path.exists():
+            if not os.path.lexists(path):
                 raise ScanError(
                     f"{shown(path)}: found nothing there, expected a scan or a folder of scans; check the path"
                 )
-            entries.extend(_entries_at(path, aside))
+            entries.extend(_entries_at(path, aside, tell))
         except OSError as error:
             raise ScanError(
                 f"{shown(error.filename or path)}: cannot be read ({error.strerror}), expected a scan or a folder of "
@@ -85,15 +89,18 @@ def without_suffix(name: str) -> str:
     return name[: len(name) - len(scan_suffix(Path(name)) or "")]
 
 
-def _entries_at(path: Path, aside: Collection[Path]) -> list[Path]:
+def _entries_at(path: Path, aside: Collection[Path], tell: Callable[[str], None] | None) -> list[Path]:
     """Files, or folders with a DICOM series."""
+    check_kind(path)
     if path.resolve() in aside:
         return []
     if path.is_file():
         return [path]
-    inside = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
+    inside = sorted(entry for entry in path.iterdir() if not is_junk(entry.name))
+    for entry in inside:
+        check_kind(entry)
     files = [entry for entry in inside if entry.is_file()]
-    images, others = [file for file in files if scan_suffix(file)], (file for file in files if not scan_suffix(file))
+    images, others = [file for file in files if scan_suffix(file)], [file for file in files if not scan_suffix(file)]
     folders = [entry for entry in inside if entry.is_dir() and entry.resolve() not in aside]
     slices = list(islice(filter(_is_slice, others), 1))  # thousands may follow
     kinds = {"image files": images[:1], "DICOM slices": slices, "folders": folders[:1]}
@@ -103,12 +110,25 @@ def _entries_at(path: Path, aside: Collection[Path]) -> list[Path]:
             f"{shown(path)}: found {' and '.join(found)}, expected either files, one a scan, or folders with one DICOM "
             "series each, or the slices of one series; name the scans themselves, or move the others away"
         )
+    if tell and (images or folders):
+        _tell_passed_over(path, images, others, tell)
     return images or folders or [path]
 
 
+def _tell_passed_over(
+    folder: Path, images: Sequence[Path], others: Sequence[Path], tell: Callable[[str], None]
+) -> None:
+    """Name files that are no scans, so that a scan of an unknown type is not missed."""
+    headers = {image.stem for image in images if image.suffix.lower() in (".mhd", ".nhdr")}
+    names = [other.name for other in others if other.name.split(".")[0] not in headers and other.stem not in headers]
+    if names:
+        listed = ", ".join(one_line(name, 80) for name in names[:8]) + (", ..." if len(names) > 8 else "")
+        tell(f"{shown(folder)}: {len(names)} file(s) of other types were passed over: {listed}")
+
+
 def _is_slice(file: Path) -> bool:
-    """Whether it is DICOM, and not only a disc's table of contents."""
-    return file.name.upper() != "DICOMDIR" and (file.suffix.lower() == ".dcm" or is_dicom_file(file))
+    """Whether it is DICOM."""
+    return file.suffix.lower() == ".dcm" or is_dicom_file(file)
 
 
 def _of_one_channel(paths: Sequence[Path]) -> list[ScanFiles]:

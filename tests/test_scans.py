@@ -136,3 +136,32 @@ def test_a_locked_folder_is_a_refusal(tmp_path: Path) -> None:
     (tmp_path / "locked").mkdir(mode=0)
     with pytest.raises(ScanError, match="cannot be read"):
         find_scans([tmp_path / "locked"], 1)
+
+
+def test_what_stands_for_a_scan_and_is_none_is_refused(tmp_path: Path) -> None:
+    (path,) = touched(tmp_path / "files", "a.nii.gz")
+    for name in ("b.nii.gz", "patient"):
+        link = path.with_name(name)
+        link.symlink_to(tmp_path / "moved" / name)
+        for places in ([path.parent], [path, link]):
+            with pytest.raises(ScanError, match=f"{name}: found a link that leads nowhere"):
+                find_scans(places, 1)
+        link.unlink()
+    os.mkfifo(link)
+    with pytest.raises(ScanError, match="patient: found neither a file nor a folder"):
+        find_scans([path.parent], 1)
+
+
+def test_a_link_that_leads_to_itself_is_refused(tmp_path: Path) -> None:
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    with pytest.raises(ScanError, match="loop: found a link that leads nowhere"):
+        find_scans([loop], 1)
+
+
+def test_files_of_other_types_are_named(tmp_path: Path) -> None:
+    folder = tmp_path / "files"
+    touched(folder, "a.nii.gz", "b.mhd", "b.zraw", "c.nhdr", "c.raw.gz", "scan.mgz", "notes.txt", "DICOMDIR", ".hidden")
+    told: list[str] = []
+    assert len(find_scans([folder], 1, tell=told.append)) == 3
+    assert told == [f"{folder}: 2 file(s) of other types were passed over: notes.txt, scan.mgz"]

@@ -11,6 +11,7 @@ import click
 from rich.console import Console
 
 from masksam_deploy.bundle import Bundle
+from masksam_deploy.cli.warn import warn
 from masksam_deploy.engines.gate import with_references
 from masksam_deploy.scans import find_scans
 from masksam_deploy.text import one_line
@@ -58,7 +59,7 @@ def run_export(
         )
         for note in trained.notes:
             console.print(one_line(note, limit=2000), soft_wrap=True)
-        scans = find_scans(validation, trained.config.in_channels) if validation else []
+        scans = find_scans(validation, trained.config.in_channels, tell=warn) if validation else []
         bundle = export_bundle(
             trained,
             target,

@@ -16,6 +16,7 @@ from rich.table import Table
 from masksam_deploy.bundle import Bundle
 from masksam_deploy.cli.build_engine import TYPED
 from masksam_deploy.cli.progress import progress_bar
+from masksam_deploy.cli.warn import warn
 from masksam_deploy.errors import EngineError, MissingDependencyError
 from masksam_deploy.text import one_line, shown
 
@@ -69,7 +70,7 @@ def run_build_engine(
     spec = EngineSpec.of(loaded, target, precision, overrides, device=device)  # type: ignore[arg-type]
     cases = None
     if not no_gate:
-        scans = find_scans(validation, loaded.channels) if validation else []
+        scans = find_scans(validation, loaded.channels, tell=warn) if validation else []
         if references and not scans:
             raise click.UsageError("--references belong to scans: name these with --validation")
         cases = with_references(scans, references) if scans else validation_cases(loaded)
@@ -90,7 +91,7 @@ def run_build_engine(
             optimization_level=optimization_level,
             gpus=tuple(part.strip() for part in gpu.split(",")) if gpu else (),
         ),
-        calibration=find_scans(calibration, loaded.channels) if calibration else (),
+        calibration=find_scans(calibration, loaded.channels, tell=warn) if calibration else (),
         windows=windows,
         validation=cases,
         max_mean_loss=max_mean_loss,

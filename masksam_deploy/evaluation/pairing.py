@@ -8,6 +8,7 @@ from pathlib import Path
 
 from masksam_deploy.evaluation.errors import EvaluationError
 from masksam_deploy.evaluation.label_maps import check_same_grid, listed
+from masksam_deploy.io.dicom import check_kind
 from masksam_deploy.io.itk import SCAN_SUFFIXES, scan_suffix
 from masksam_deploy.io.scan import read_geometry
 from masksam_deploy.text import one_line, shown
@@ -131,7 +132,10 @@ def case_name(path: Path) -> str:
 def _volumes(folder: Path, *, needed: bool = True) -> Mapping[str, Path]:
     files: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or scan_suffix(path) is None or not path.is_file():
+        if path.name.startswith(".") or scan_suffix(path) is None:
+            continue
+        check_kind(path)
+        if path.is_dir():
             continue
         case = case_name(path)
         if case in files:

@@ -361,14 +361,19 @@ def _texts(value: object) -> tuple[str, ...]:
 
 
 def _python(
-    module: str, *arguments: str, pass_fd: int | None = None, stdin: int | None = None, stdout: int | None = None
+    module: str,
+    *arguments: str,
+    entry: str = "main",
+    pass_fd: int | None = None,
+    stdin: int | None = None,
+    stdout: int | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Start `main()` of a module of ours in a new interpreter that finds the same packages.
+    """Start a function of a module of ours in a new interpreter that finds the same packages.
 
     It is no member of the terminal's group: Ctrl-C is for this process, which then ends it. Names of files are UTF-8
     there whatever the locale says, as that is how they are given to C++ libraries.
     """
-    code = f"import sys, json; sys.path[:] = json.loads(sys.argv.pop(1)); from {module} import main; main()"
+    code = f"import sys, json; sys.path[:] = json.loads(sys.argv.pop(1)); from {module} import {entry}; {entry}()"
     executable = spawn.get_executable()
     return subprocess.Popen(
         [os.fsdecode(executable or sys.executable), "-c", code, json.dumps(sys.path), *arguments],

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from masksam_deploy.errors import DatasetError
+from masksam_deploy.io.dicom import check_kind
 from masksam_deploy.text import one_line, shown
 
 _TEXT_LIMIT = 2**20
@@ -35,12 +36,15 @@ def visible_files(folder: Path, *, deep: bool = False) -> list[Path]:
 
     Raises:
         DatasetError: there is no such folder, or it cannot be read.
+        ScanError: a link in it leads nowhere.
     """
     if not folder.is_dir():
         raise DatasetError(f"{shown(folder)}: found no such folder, expected it in the sample data; copy it again")
     try:
-        found = folder.rglob("*") if deep else folder.iterdir()
-        return sorted(path for path in found if path.is_file() and not path.name.startswith("."))
+        found = [path for path in (folder.rglob("*") if deep else folder.iterdir()) if not path.name.startswith(".")]
+        for path in found:
+            check_kind(path)
+        return sorted(path for path in found if path.is_file())
     except OSError as error:
         raise unreadable(folder, error) from error
 

@@ -1,0 +1,187 @@
+"""Whatever a library does while it reads a scan, this process refuses that scan and goes on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from masksam_deploy.errors import MemoryLimitError, ScanError
+from masksam_deploy.io import read_volume
+from masksam_deploy.io.isolation import client
+from masksam_deploy.io.isolation.shared import SharedArray, map_shared
+from masksam_deploy.io.isolation.wire import LONGEST, Wire, WireError
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="there is a forking server on Linux only")
+WAYS = ["forked", "spawned"]
+
+
+@pytest.fixture(params=WAYS)
+def planted(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Readers that misbehave, in workers that are forked or started."""
+    started = client._python
+
+    def python(module: str, *arguments: str, **options: Any) -> subprocess.Popen[bytes]:
+        name = "main_of_worker" if module.endswith("worker") else "main"
+        return started("tests.io.planted_readers", *arguments, entry=name, **options)
+
+    server = client._Server()
+    monkeypatch.setattr(client, "_python", python)
+    monkeypatch.setattr(client, "_SERVER", server)
+    monkeypatch.setattr(client, "_FORKS", request.param == "forked")
+    yield
+    server.stop()
+
+
+def refusal(path: Path) -> str:
+    path.write_bytes(b"something")
+    with pytest.raises(ScanError) as caught:
+        read_volume(path)
+    message = str(caught.value)
+    assert str(path) in message
+    assert "\n" not in message
+    assert len(message) < 2000
+    return message
+
+
+@pytest.mark.usefixtures("planted")
+@pytest.mark.parametrize("when", ["open", "read"])
+@pytest.mark.parametrize(
+    ("deed", "part"),
+    [
+        ("crash", "the reader crashed on it (SIGSEGV)"),
+        ("loop", "the reader crashed on it (it took too long)"),
+        ("sleep", "the reader crashed on it (it took too long)"),
+        ("leave", "the reader crashed on it (it ended without an answer)"),
+        ("nonsense", "the reader crashed on it"),
+        ("fail", "found something that the reader was not made for (KeyError: 'xxx"),
+    ],
+)
+def test_what_befalls_a_worker_is_a_refusal_of_its_scan(
+    data: Path, tmp_path: Path, when: str, deed: str, part: str
+) -> None:
+    started = time.monotonic()
+    assert part in refusal(tmp_path / f"{when}-{deed}.nii")
+    assert time.monotonic() - started < 20
+    # And the next one is read.
+    assert read_volume(data / "dicom" / "oblique").array.shape == (1, 3, 50, 100)
+
+
+@pytest.mark.usefixtures("planted")
+@pytest.mark.parametrize("when", ["open", "read"])
+def test_a_worker_gets_no_more_memory_than_its_scan_needs(tmp_path: Path, when: str) -> None:
+    path = tmp_path / f"{when}-memory.nii"
+    path.write_bytes(b"something")
+    with pytest.raises(MemoryLimitError, match="reading it takes more memory"):
+        read_volume(path)
+
+
+@pytest.mark.parametrize("forks", [True, False])
+def test_both_kinds_of_workers_read_the_same(data: Path, monkeypatch: pytest.MonkeyPatch, forks: bool) -> None:
+    monkeypatch.setattr(client, "_FORKS", forks)
+    volume = read_volume([data / "dicom" / "oblique", data / "dicom" / "oblique"])
+    np.testing.assert_array_equal(volume.array[0], volume.array[1])
+    assert volume.array.flags.writeable
+    assert volume.array.flags.c_contiguous
+    assert len(volume.warnings) == 1  # both channels say the same
+
+
+def test_a_server_that_was_killed_is_started_again(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = client._Server()
+    monkeypatch.setattr(client, "_SERVER", server)
+    first = read_volume(data / "dicom" / "oblique").array
+    assert server._process is not None
+    os.kill(server._process.pid, signal.SIGKILL)
+    server._process.wait()
+    np.testing.assert_array_equal(read_volume(data / "dicom" / "oblique").array, first)
+    server.stop()
+
+
+def test_scans_are_read_by_several_threads_at_once(data: Path) -> None:
+    folders = [data / "dicom" / name for name in ("oblique", "head_flipped", "float_rescale", "cine_mr_ed")] * 3
+    with ThreadPoolExecutor(4) as threads:
+        together = list(threads.map(read_volume, folders))
+    for folder, volume in zip(folders, together, strict=True):
+        np.testing.assert_array_equal(volume.array, read_volume(folder).array)
+
+
+def test_no_process_and_no_file_is_left_behind(data: Path) -> None:
+    files = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(5):
+        read_volume(data / "dicom" / "oblique")
+    assert (
+        len(list(Path("/proc/self/fd").iterdir())) <= files + 2
+    )  # the server's connection, if these were the first scans
+    code = (
+        "import os, sys; from masksam_deploy.io import read_volume; from masksam_deploy.io.isolation import client\n"
+        "read_volume(sys.argv[1]); print(client._SERVER._process.pid, flush=True); os.kill(os.getpid(), 9)"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code, str(data / "dicom" / "oblique")], capture_output=True, text=True, check=False
+    )
+    server = int(ended.stdout)
+    for _ in range(100):
+        if not Path(f"/proc/{server}").exists() or "Z" in Path(f"/proc/{server}/stat").read_text().split()[2]:
+            return
+        time.sleep(0.05)
+    raise AssertionError("the server outlived its process")
+
+
+def test_a_scan_that_is_given_up_ends_its_worker(data: Path) -> None:
+    with client.IsolatedScan(data / "dicom" / "oblique") as scan:
+        worker = scan._worker
+        assert isinstance(worker, client._ForkedWorker)
+        number = worker._number
+        assert number is not None
+        assert Path(f"/proc/{number}").exists()
+    assert not Path(f"/proc/{number}").exists()
+
+
+def test_shared_memory_is_seen_by_both_and_outlives_its_name() -> None:
+    with SharedArray((2, 3, 4)) as shared:
+        other = map_shared(shared.path, shared.shape)
+        other[1, 2, 3] = 7
+        array = shared.array
+    assert array[1, 2, 3] == 7
+    with pytest.raises(OSError, match="No such file"):
+        map_shared(shared.path, shared.shape)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\x02\0\0",
+        b"\x02\0\0\0{",
+        b"\x02\0\0\0[]",
+        b"\x04\0\0\0nope",
+        b"\xff\xff\xff\xff{}",
+        b"\x02\0\0\0\xff\xff",
+    ],
+)
+def test_what_is_no_message_is_no_message(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "said"
+    file.write_bytes(content)
+    with file.open("rb") as reader, (tmp_path / "asked").open("wb") as writer:
+        wire = Wire(reader, writer)
+        with pytest.raises(WireError):
+            wire.receive()
+        with pytest.raises(WireError):
+            wire.send({"message": "x" * LONGEST})
+
+
+def test_nested_messages_are_no_message(tmp_path: Path) -> None:
+    content = b'{"a":' * 100_000
+    file = tmp_path / "said"
+    file.write_bytes(len(content).to_bytes(4, "little") + content)
+    with file.open("rb") as reader, pytest.raises(WireError):
+        Wire(reader, reader).receive()
