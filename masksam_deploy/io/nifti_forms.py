@@ -86,23 +86,9 @@ def check_forms(
     Raises:
         ScanError: one does not.
     """
-    spacing = np.asarray(spacing_xyz)
     for name, affine in forms.affines_lps.items():
-        steps = affine[:, :3]
-        lengths = np.linalg.norm(steps, axis=0)
-        sheared = _shear(steps, lengths)
-        if sheared > ORTHONORMAL_TOLERANCE:
-            raise ScanError(
-                f"{what}: found a sheared {name} (axes not at right angles, by {sheared:.2g}), expected right angles; "
-                f"resample the scan to an unsheared grid, or take that form out (set {name}_code to 0) if another holds"
-            )
-        left, _, right = np.linalg.svd(steps / spacing)
-        rigid = np.column_stack([left @ right * spacing, affine[:, 3]])
-        if not corner_shift_mm(affine, rigid, size_xyz) <= _SAME_PLACE_VOXELS * spacing.min():
-            raise ScanError(
-                f"{what}: found voxel sizes that contradict each other, {times(lengths.tolist())} mm in the {name} and "
-                f"{times(spacing_xyz)} mm in pixdim, expected one size; rewrite the header, e.g. by resampling the scan"
-            )
+        _check_axes(name, affine, what)
+        _check_sizes(name, affine, np.asarray(spacing_xyz), size_xyz, what)
 
 
 def placed(geometry: Geometry, forms: StatedForms, what: str) -> tuple[Geometry, tuple[str, ...]]:
@@ -190,9 +176,32 @@ def _qform(forms: NiftiForms, pixdim: tuple[float, ...], what: str) -> Affine:
     return np.column_stack([rotation * np.array([pixdim[1], pixdim[2], forms.qfac * pixdim[3]]), forms.offset])
 
 
-def _shear(steps: Affine, lengths: Affine) -> float:
-    """How far from right angles three columns are; 0 where one of them is no direction, which its length tells."""
+def _check_axes(name: str, affine: Affine, what: str) -> None:
+    lengths = np.linalg.norm(affine[:, :3], axis=0)
     if not lengths.min() > 0:
-        return 0.0
-    unit = steps / lengths
-    return float(np.abs(unit.T @ unit - np.eye(3)).max())
+        raise ScanError(f"{what}: found a {name} with an axis of no length, expected voxel sizes; repair the header")
+    unit = affine[:, :3] / lengths
+    sheared = float(np.abs(unit.T @ unit - np.eye(3)).max())
+    if not sheared <= ORTHONORMAL_TOLERANCE:
+        raise ScanError(
+            f"{what}: found a sheared {name} (axes not at right angles, by {sheared:.2g}), expected right angles; "
+            f"resample the scan to an unsheared grid, or take that form out (set {name}_code to 0) if another holds"
+        )
+
+
+def _check_sizes(name: str, affine: Affine, spacing: Affine, size_xyz: tuple[int, int, int], what: str) -> None:
+    far = np.abs(affine[:, 3]).max()
+    # Rounded to float32, so far from the scanner, a voxel's place is lost.
+    if not np.spacing(far.astype(np.float32)) <= _SAME_PLACE_VOXELS * spacing.min():
+        raise ScanError(
+            f"{what}: found a {name} that puts the scan {far:.3g} mm away, expected a place that float32 resolves; "
+            "repair the header"
+        )
+    left, _, right = np.linalg.svd(affine[:, :3] / spacing)
+    rigid = np.column_stack([left @ right * spacing, affine[:, 3]])
+    if not corner_shift_mm(affine, rigid, size_xyz) <= _SAME_PLACE_VOXELS * spacing.min():
+        lengths = np.linalg.norm(affine[:, :3], axis=0)
+        raise ScanError(
+            f"{what}: found voxel sizes that contradict each other, {times(lengths.tolist())} mm in the {name} and "
+            f"{times(spacing.tolist())} mm in pixdim, expected one size; rewrite the header, or resample the scan"
+        )
