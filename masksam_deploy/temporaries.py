@@ -161,12 +161,8 @@ def clean(folder: Path) -> None:
         _cleaned.add(place)
     if known:
         return
-    for path, owner in _named(folder, _FILES):
-        with _abandoned(path, owner, stat.S_ISREG) as dead:
-            if dead:
-                remove_any(path)
-    for path, owner in _named(folder, _FOLDERS):
-        with _abandoned(path, owner, stat.S_ISDIR) as dead:
+    for path, owner in _named(folder, _FILES, _FOLDERS):
+        with _abandoned(path, owner, stat.S_ISREG if owner.re is _FILES else stat.S_ISDIR) as dead:
             if dead and not os.path.lexists(path / SET_ASIDE):
                 remove_any(path)
 
@@ -247,14 +243,14 @@ def _others_may_write(descriptor: int, path: Path) -> bool:
     return _shares[device]
 
 
-def _named(folder: Path, pattern: re.Pattern[str]) -> list[tuple[Path, re.Match[str]]]:
+def _named(folder: Path, *patterns: re.Pattern[str]) -> list[tuple[Path, re.Match[str]]]:
     """What in a folder bears a temporary's name; nothing where locks cannot tell whose is alive."""
     found = []
     if fcntl is not None:
         with suppress(OSError), os.scandir(folder) as entries:
             for entry in entries:
-                if owner := pattern.fullmatch(entry.name):
-                    found.append((folder / entry.name, owner))
+                owners = (pattern.fullmatch(entry.name) for pattern in patterns)
+                found += [(folder / entry.name, owner) for owner in owners if owner]
     return found
 
 

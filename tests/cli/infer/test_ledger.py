@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import SimpleITK
 
 from masksam_deploy import batch, ledger
 from masksam_deploy.batch_report import BatchReport
@@ -197,8 +202,6 @@ def test_a_full_disk_names_what_was_asked_for(scans: Path, bundle: Path, out: Pa
     scan = str(scans / "scan_0.nii.gz")
     for arguments, asked in (
         ([scan, "-o", str(tmp_path / "one.nii")], "one.nii"),
-        ([scan, "-o", str(tmp_path / "one.nrrd")], "one.nrrd"),
-        ([scan, "-o", str(tmp_path / "one.mha")], "one.mha"),
         ([str(scans), "-o", str(out), "--suffix", ".nii"], "scan_0.nii"),
     ):
         found = subprocess.run(
@@ -213,6 +216,62 @@ def test_a_full_disk_names_what_was_asked_for(scans: Path, bundle: Path, out: Pa
         assert ".masksam-" not in found.stdout + found.stderr
         assert "Traceback" not in found.stderr
     assert not list(tmp_path.glob(".*"))
+
+
+_DIE_WHILE_WRITING = """
+import os, signal, sys
+from masksam_deploy import results
+results.draw_overlay = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+from masksam_deploy.cli import main
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_what_a_killed_run_left_is_gone_after_the_next_one(
+    scans: Path, bundle: Path, out: Path, tmp_path: Path, many: bool
+) -> None:
+    pytest.importorskip("fcntl", reason="locks exist on Unix only")
+    out.mkdir()
+    arguments = [scans, "-o", out, "--overlays", "--resume"]
+    if not many:
+        arguments = [scans / "scan_0.nii.gz", "-o", out / "labels.nii.gz", "--overlay", out / "picture.png"]
+    words = ["infer", *map(str, arguments), "-b", str(bundle), "--step", "1"]
+    command = [sys.executable, "-c", _DIE_WHILE_WRITING, *words]
+    assert subprocess.run(command, capture_output=True, check=False).returncode == -signal.SIGKILL
+    left = list(out.glob(".masksam-*"))
+    assert sorted("".join(path.suffixes[-2:]) for path in left) == [".nii.gz", ".png"]
+    for path in left:
+        os.utime(path, (time.time() - 120,) * 2)
+    done(*arguments, "-b", bundle)
+    assert not list(out.glob(".*"))
+    assert not many or set(statuses(out).values()) == {"done"}
+
+
+def _tmpfs(folder: Path, taken: int, command: list[str]) -> subprocess.CompletedProcess[str]:
+    """Run a command where `folder` is a disk of 1 MiB, some bytes of which are taken."""
+    mount = f'mount -t tmpfs -o size=1m none "$0" && (head -c {taken} /dev/zero > "$0/full" || true) && exec "$@"'
+    words = ["unshare", "--map-root-user", "--mount", "sh", "-c", mount, str(folder), *command]
+    return subprocess.run(words, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="needs unshare (Linux)")
+@pytest.mark.parametrize(
+    ("suffix", "taken"), [(".nii", 1_000_000), (".nii.gz", 2_000_000), (".nrrd", 1_000_000), (".mha", 2_000_000)]
+)
+def test_a_really_full_disk_names_what_was_asked_for(
+    bundle: Path, out: Path, tmp_path: Path, suffix: str, taken: int
+) -> None:
+    out.mkdir()
+    if _tmpfs(out, 0, ["true"]).returncode:
+        pytest.skip("this system lets nobody mount a small disk")
+    noise = np.random.default_rng(0).normal(size=(9, 150, 150)).astype(np.float32)
+    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(noise), str(tmp_path / "scan.nii.gz"))
+    command = [sys.executable, "-m", "masksam_deploy", "infer", str(tmp_path / "scan.nii.gz"), "-b", str(bundle)]
+    found = _tmpfs(out, taken, [*command, "-o", str(out / f"labels{suffix}"), "--step", "1"])
+    assert found.returncode == 2, found.stderr
+    assert f"{out / 'labels'}{suffix}: cannot be written: the disk is full" in found.stderr
+    assert ".masksam-" not in found.stderr
 
 
 def test_the_ledger_is_not_left_open_by_a_run_that_is_refused(
