@@ -21,6 +21,11 @@ MANIFEST_NAME = "manifest.json"
 MANIFEST_LIMIT = 16 * 2**20
 """Bytes. A real manifest takes some kilobytes; more is refused before it is parsed."""
 
+MOST_VALUES = 100_000
+"""Of numbers, texts, lists and objects. A real manifest has some hundred; millions take gigabytes to check."""
+LONGEST_TEXT = 65_536
+"""Characters of one name or other text."""
+
 ENGINES_DIRECTORY = "engines"
 """Belongs to the machine, not to the bundle: never listed, never packed, never checked."""
 
@@ -61,6 +66,7 @@ def parse_manifest(data: bytes, source: str) -> Manifest:
             each other.
     """
     where = f"{source}: {MANIFEST_NAME}"
+    _check_number_of_values(data, where)
     try:
         content = json.loads(data.decode("utf-8"), object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
         # Back to text, so that the strict parser below sees exactly what was checked here.
@@ -74,6 +80,7 @@ def parse_manifest(data: bytes, source: str) -> Manifest:
         raise BundleError(
             f"{where}: found a JSON {type(content).__name__}, expected an object; copy or export the bundle again"
         )
+    _check_texts(content, where)
     _check_version(content.get("schema_version"), where)
     try:
         manifest = Manifest.model_validate_json(text, strict=True)
@@ -117,6 +124,31 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse_constant(constant: str) -> float:
     raise ValueError(f"{constant} is not JSON")
+
+
+def _check_number_of_values(data: bytes, where: str) -> None:
+    """Refuse text with too many values before it is parsed; those marks that stand within texts count as well."""
+    values = sum(data.count(mark) for mark in (b",", b"[", b"{"))
+    if values > MOST_VALUES:
+        raise BundleError(
+            f"{where}: found about {values} values, expected at most {MOST_VALUES}; copy or export the bundle again"
+        )
+
+
+def _check_texts(content: dict[str, Any], where: str) -> None:
+    """Refuse texts that no name is as long as: they would be printed."""
+    waiting: list[Any] = [content]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, str) and len(value) > LONGEST_TEXT:
+            raise BundleError(
+                f"{where}: found a text of {len(value)} characters, expected at most {LONGEST_TEXT}; copy or export "
+                "the bundle again"
+            )
+        if isinstance(value, dict):
+            waiting += [*value, *value.values()]
+        elif isinstance(value, list):
+            waiting += value
 
 
 def _check_version(version: object, where: str) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import time
 from typing import Any
 
 import pytest
@@ -238,3 +239,40 @@ def test_any_one_field_replaced_gives_a_manifest_or_a_one_line_refusal(place: st
         parse_manifest(data, "x.masksam")
     except BundleError:
         refusal(data)
+
+
+MANY = {
+    "lists": b'{"model": [' + b"[]," * 2_000_000 + b"0]}",
+    "files": json.dumps(COMPLETE | {"files": {f"f{number}": 0 for number in range(200_000)}}).encode(),
+    "equal keys": b"{" + b'"a":1,' * 1_000_000 + b'"a":1}',
+    "classes": json.dumps(COMPLETE | {"labels": {"classes": [0] * 200_000}}).encode(),
+    "nesting": b'{"a":' * 1_000_000,
+}
+
+
+@pytest.mark.parametrize("what", MANY)
+def test_a_manifest_of_millions_of_values_is_refused_before_it_is_parsed(what: str) -> None:
+    started = time.perf_counter()
+    assert "values, expected at most 100000" in refusal(MANY[what])
+    assert time.perf_counter() - started < 1
+
+
+@pytest.mark.parametrize("place", ["name", "model/embed_dim", "provenance/source_name"])
+def test_a_text_that_no_name_is_as_long_as_is_refused(place: str) -> None:
+    message = refusal(json.dumps(changed(place, "n" * 1_000_000)).encode())
+    assert "found a text of 1000000 characters" in message
+    assert "found a text of" in refusal(json.dumps(COMPLETE | {"k" * 100_000: 0}).encode())
+
+
+@pytest.mark.parametrize("number", ["9" * 1_000_000, "1e999999", "-1e999999", "NaN", "Infinity"])
+def test_numbers_that_no_program_holds_are_refused_at_once(number: str) -> None:
+    text = json.dumps(COMPLETE)
+    started = time.perf_counter()
+    refusal(f'{text[:-1]}, "more": {number}}}'.encode())
+    assert time.perf_counter() - started < 1
+
+
+def test_half_a_character_is_refused_however_it_is_written() -> None:
+    text = json.dumps(COMPLETE)
+    refusal(text.replace('"heart"', '"\\ud800"').encode())
+    refusal(text.replace('"heart"', '"\ud800"').encode("utf-8", "surrogatepass"))

@@ -116,6 +116,34 @@ def test_a_refusal_is_one_line_with_the_exit_code_of_its_type() -> None:
     assert one_line(result) == r"error: found 1, expected 2; \x1b[2Jexport again"
 
 
+def test_an_error_of_megabytes_keeps_its_beginning_and_its_end() -> None:
+    result = run("infer", before=raising("raise errors.ScanError('found ' + '\\x1b[2J' * 1_000_000 + '; do this')"))
+    assert result.returncode == 2
+    line = one_line(result)
+    assert len(line) < 4_100
+    assert line.startswith(r"error: found \x1b[2J") and line.endswith("; do this") and " ... " in line
+
+
+@pytest.mark.parametrize("error", ["click.ClickException", "click.UsageError", "click.BadParameter", "ValueError"])
+def test_no_way_of_failing_prints_megabytes(error: str) -> None:
+    result = run("infer", before=raising(f"raise {error}('x' * 10_000_000)"))
+    assert result.returncode == (1 if error in ("ValueError", "click.ClickException") else 2)
+    assert len(result.stderr) < 110_000
+
+
+@pytest.mark.parametrize(
+    "error",
+    ["OSError(40, 'Too many levels', 'loop')", "OSError(36, 'Too long', 'a' * 5000)", "pathlib.Path('loop').resolve()"],
+)
+def test_a_path_that_cannot_be_used_is_one_line_from_wherever_it_comes(tmp_path: Path, error: str) -> None:
+    body = f"import os, pathlib; os.chdir({str(tmp_path)!r}); os.symlink('loop', 'loop')\nraise {error}"
+    result = run("infer", before=raising(body))
+    if result.returncode == 1 and "resolve" in error:
+        pytest.skip("this Python follows links that lead to themselves without an error")
+    assert result.returncode == 2
+    assert "found a path that cannot be used" in one_line(result)
+
+
 def test_a_bug_shows_its_traceback_and_asks_for_a_report() -> None:
     result = run("infer", before=raising("raise KeyError('semseg')"))
     assert result.returncode == 1

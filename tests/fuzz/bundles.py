@@ -213,7 +213,7 @@ def _functions(rng: random.Random, model: ModelProto) -> None:
 
 def _subgraphs(rng: random.Random, model: ModelProto) -> None:
     body = helper.make_graph([helper.make_node("Identity", ["a"], ["b"])], "body", [], [])
-    for _ in range(rng.choice([1, 5, 40])):
+    for _ in range(rng.choice([1, 5, 20])):
         body = helper.make_graph([helper.make_node(rng.choice(_CONTROL), ["a"], ["b"], body=body)], "body", [], [])
     _some_node(rng, model).attribute.append(helper.make_attribute("body", body))
 
