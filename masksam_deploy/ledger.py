@@ -201,12 +201,13 @@ class Ledger:
             self._write()
 
     def finish(self) -> None:
-        """Write the report for the last time.
+        """Force the ledger to the disk, and write the report for the last time.
 
         Raises:
-            OutputError: it cannot be written.
+            OutputError: one of them cannot be written.
         """
         self._ended = time.perf_counter()
+        self._file.sync()
         self._write()
 
     def earlier(self, job: Job) -> Entry | None:

@@ -1,9 +1,11 @@
 """`ledger.jsonl`: what became of every scan, a line each, only ever added to; of two lines of a scan the later counts.
 
-Adding a line costs the same however many there are. A line is on the disk before the next scan's results are written.
-A kill can leave half of the last line, which counts as not written; any other damage is refused. What is read is not
-trusted: lines are bounded and checked, and of all lines only their places are held in memory. The file is locked while
-it is open, so that a second run into the folder is refused where locks work; nothing but that needs locks.
+Adding a line costs the same however many there are. A line is with the system at once, so that a kill loses none, and
+is forced to the disk at once too, unless that would take more than a twentieth of the time: then a power cut can lose
+the lines of the last moments, and those scans are done again. A kill can leave half of the last line, which counts as
+not written; any other damage is refused. What is read is not trusted: lines are bounded and checked, and of all lines
+only their places are held in memory. The file is locked while it is open, so that a second run into the folder is
+refused where locks work; nothing but that needs locks.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import errno
 import os
 import stat
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -31,6 +34,9 @@ LINE_LIMIT = 64 * 2**20
 """Bytes. A real line has a few thousand."""
 COMPACT_ABOVE = 2**20
 """Bytes of lines that no longer count, below which they are not worth removing."""
+
+WORK_PER_SYNC = 20
+"""Forcing lines to the disk waits until so many times what it took the last time have passed."""
 
 _AGAIN = "move it away, or do all scans again with --force"
 _CHUNK = 2**20
@@ -63,6 +69,8 @@ class LedgerFile:
         self._places: dict[str, _Place] = {}
         self._end = 0
         self._live = 0
+        self._durable = 0
+        self._next_sync = 0.0
 
     @classmethod
     def open(cls, path: Path) -> LedgerFile:
@@ -150,10 +158,10 @@ class LedgerFile:
         return entry
 
     def append(self, entries: Iterable[Entry]) -> None:
-        """Add lines, all or none of them; they are on the disk afterwards.
+        """Add lines, all or none of them.
 
         Raises:
-            OutputError: they cannot be written; `DiskFullError` for want of room. The file is as before.
+            OutputError: they cannot be written; `DiskFullError` for want of room. The file is as before, and readable.
         """
         with self._guard:
             places: dict[str, _Place] = {}
@@ -169,7 +177,6 @@ class LedgerFile:
                         end += self._write(end, chunk)
                         chunk = bytearray()
                 end += self._write(end, chunk)
-                os.fsync(self._file.fileno())
             except OSError as error:
                 with suppress(OSError):
                     self._cut()
@@ -177,6 +184,29 @@ class LedgerFile:
             for name, place in places.items():
                 self._take(name, place)
             self._end = end
+            if time.perf_counter() >= self._next_sync:
+                self.sync()
+
+    def sync(self) -> None:
+        """Force all lines to the disk.
+
+        Raises:
+            OutputError: the system refuses, as network shares do here and not when a line is added. Lines since the
+                last time are gone, and the ledger is of no further use to this run.
+        """
+        with self._guard:
+            if self._durable == self._end:
+                return
+            started = time.perf_counter()
+            try:
+                os.fsync(self._file.fileno())
+            except OSError as error:
+                self._end = self._durable
+                with suppress(OSError):
+                    self._cut()
+                raise _refused(self.path, error) from error
+            self._durable, ended = self._end, time.perf_counter()
+            self._next_sync = ended + WORK_PER_SYNC * (ended - started)
 
     def compact(self) -> None:
         """Write the file anew, if more than half of it are lines that no longer count.
@@ -223,6 +253,7 @@ class LedgerFile:
                             break
         except OSError as error:
             raise _refused(self.path, error) from error
+        self._durable = self._end
         if not header:  # killed between making the file and writing to it
             self._write_header()
 
@@ -265,9 +296,9 @@ class LedgerFile:
     def _write_header(self) -> None:
         try:
             self._end = self._write(0, _line(_Header()))
-            os.fsync(self._file.fileno())
         except OSError as error:
             raise _refused(self.path, error) from error
+        self.sync()
 
     def _write(self, offset: int, data: bytes | bytearray) -> int:
         self._file.seek(offset)
