@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from masksam_deploy.volume import Geometry
 
 # Slicer writes segmentations and diffusion images whose headers exceed 64 KiB.
 LONGEST_HEADER = 8 << 20
+_USUAL_HEADER = 1 << 16
 _MOST_LINES = 100_000
 _LONGEST_NUMBER = 64
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
@@ -63,18 +65,28 @@ def header_lines(path: Path, is_last: Callable[[str], bool], what: str) -> Heade
         ScanError: too many lines.
         OSError: the file cannot be read.
     """
-    with path.open("rb") as file:
-        start = file.read(LONGEST_HEADER + 1)
+    found = HeaderLines(b"", [], False, True)
+    for most in (_USUAL_HEADER, LONGEST_HEADER):
+        if found.is_cut:
+            with path.open("rb") as file:
+                found = _lines(file.read(most + 1), most, is_last, what)
+    return found
+
+
+def _lines(start: bytes, most: int, is_last: Callable[[str], bool], what: str) -> HeaderLines:
     lines: list[str] = []
     end = 0
+    is_cut = len(start) > most
     for line, after in _split(start):
+        if is_cut and after == len(start):
+            break  # a part of a line
         if len(lines) == _MOST_LINES:
             raise ScanError(f"{what}: found a header of more than {_MOST_LINES} lines, expected fewer; check the file")
         lines.append(line)
         end = after
         if is_last(line):
             return HeaderLines(start[:end], lines, True, False)
-    return HeaderLines(start[:end], lines, False, len(start) > LONGEST_HEADER)
+    return HeaderLines(start[:end], lines, False, is_cut)
 
 
 def check_lines(lines: list[str], what: str) -> None:
@@ -143,15 +155,18 @@ def geometry_of(
 
 
 def data_file(header: Path, name: str, what: str) -> Path:
-    """The file with the voxels of a detached header: in the header's folder or below it, wherever that is.
+    """The file with the voxels of a detached header, whose name is decoded byte by byte: in its folder or below.
 
     Raises:
         ScanError: the name leads elsewhere, or not to a file.
+        OSError: the system cannot look.
     """
     if name.upper().startswith("LIST") or "%" in name:
         raise ScanError(f"{what}: found voxels spread over several files, expected one; convert it, e.g. to .nii.gz")
+    has_controls = any(letter < " " or letter == "\x7f" for letter in name)
+    name = os.fsdecode(name.encode("latin-1"))
     windows = PureWindowsPath(name)  # knows both kinds of separators, drives and shares
-    if not name or len(name) > _LONGEST_NAME or windows.anchor or ".." in windows.parts or not name.isprintable():
+    if not name or len(name) > _LONGEST_NAME or windows.anchor or ".." in windows.parts or has_controls:
         raise ScanError(
             f"{what}: found voxels in '{one_line(name, 60)}', expected a file in the header's own folder; put it there "
             "and correct the header"

@@ -63,7 +63,6 @@ _KNOWN = frozenset((*_MATRICES, *_ARRAYS, *_TRUTHS, *_NUMBERS, *_OTHERS))
 _KNOWN_IN_ANY_CASE = {name.lower() for name in _KNOWN}
 # SimpleITK writes DICOM tags, `0008|0060 = MR`, among the fields.
 _UNKNOWN_NAME = re.compile(r"[A-Za-z0-9][\w.|\-]{0,127}", re.ASCII)
-_LINE = re.compile(r"[ \t]*(.*?)[ \t]*=[ \t]*(.*?)[ \t]*")
 _TYPES = {
     "MET_CHAR": "i1",
     "MET_UCHAR": "u1",
@@ -127,13 +126,12 @@ def _names_the_data(line: str) -> bool:
 def _fields(lines: list[str], what: str) -> dict[str, str]:
     fields: dict[str, str] = {}
     for line in lines:
-        matched = _LINE.fullmatch(line) if len(line) <= _LONGEST_LINE else None
-        if not matched:
+        name, equals, value = (part.strip(" \t") for part in line.partition("="))
+        if not equals or len(line) > _LONGEST_LINE:
             raise ScanError(
                 f"{what}: found the header line '{one_line(line, 60)}', expected a MetaImage with lines 'Name = value' "
                 f"of at most {_LONGEST_LINE} letters; check the file"
             )
-        name, value = matched.groups()
         unknown = name not in _KNOWN
         if unknown and (name.lower() in _KNOWN_IN_ANY_CASE or not _UNKNOWN_NAME.fullmatch(name)):
             raise ScanError(

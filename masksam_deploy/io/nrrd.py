@@ -163,7 +163,7 @@ def _fields(lines: list[str], what: str) -> dict[str, str]:
             raise ScanError(
                 f"{what}: found the header line '{one_line(line, 60)}', expected a field of NRRD; repair the header"
             )
-        if len(value) > _LONGEST_FIELD or not value.replace("\t", " ").isprintable():
+        if len(value) > _LONGEST_FIELD or any(letter < " " and letter != "\t" for letter in value):
             raise ScanError(
                 f"{what}: found an over-long or unprintable value in the header's field {field}, expected at most "
                 f"{_LONGEST_FIELD} letters; repair the header"

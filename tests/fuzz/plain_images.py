@@ -17,6 +17,8 @@ NRRD_TYPES = {"uchar": "u1", "int8": "i1", "short": "i2", "unsigned short": "u2"
 NRRD_TYPES |= {"double": "f8", "uint": "u4", "int64": "i8", "uint64": "u8"}
 META_TYPES = {"UCHAR": "u1", "CHAR": "i1", "SHORT": "i2", "USHORT": "u2", "INT": "i4", "FLOAT": "f4", "DOUBLE": "f8"}
 META_TYPES |= {"UINT": "u4", "LONG_LONG": "i8", "ULONG_LONG": "u8", "LONG": "i4", "ULONG": "u4"}
+# Where ITK no longer takes a NIfTI sform, found by trying.
+ITK_SKEW = 1.2e-4
 _FAILURES = (
     ArithmeticError,
     AttributeError,
@@ -30,8 +32,22 @@ _FAILURES = (
 )
 
 
-def expected(name: str, content: bytes) -> Expected | None:
+def ways(name: str, content: bytes) -> list[Expected]:
+    """All that a file may rightly be read as.
+
+    More than one only for a NIfTI file whose two forms differ and whose sform is skewed as much as ITK just tolerates.
+    """
+    readings = (expected(name, content, limit) for limit in (0.8 * ITK_SKEW, 1.5 * ITK_SKEW))
+    return [reading for reading in readings if reading is not None]
+
+
+def expected(name: str, content: bytes, skew: float = ITK_SKEW) -> Expected | None:
     """What plain parsing finds in a file.
+
+    Args:
+        name: its suffix tells the format.
+        content: the whole file.
+        skew: beyond it, the sform of a NIfTI file gives way to the qform.
 
     Returns:
         Values `[Z, Y, X]` as float32 and the 3x4 matrix from (x, y, z, 1) to LPS mm; None if this is no readable scan,
@@ -40,19 +56,9 @@ def expected(name: str, content: bytes) -> Expected | None:
     try:
         with np.errstate(all="ignore"):
             if name.endswith((".nii", ".nii.gz")):
-                return _read_nifti(content, name.endswith(".gz"))
+                return _read_nifti(content, name.endswith(".gz"), skew)
             return _read_nrrd(content) if name.endswith(".nrrd") else _read_meta(content)
-    except (
-        ArithmeticError,
-        AttributeError,
-        EOFError,
-        IndexError,
-        KeyError,
-        OSError,
-        ValueError,
-        struct.error,
-        zlib.error,
-    ):
+    except _FAILURES:
         return None
 
 
@@ -78,7 +84,7 @@ def rotation_matrix(a: float, b: float, c: float, d: float) -> NDArray[np.float6
     )
 
 
-def _read_nifti(content: bytes, may_be_gzip: bool) -> Expected | None:
+def _read_nifti(content: bytes, may_be_gzip: bool, skew: float) -> Expected | None:
     if may_be_gzip and content[:2] == b"\x1f\x8b":
         content = gzip.decompress(content)
     order = "<" if struct.unpack_from("<i", content)[0] == 348 else ">"
@@ -94,16 +100,16 @@ def _read_nifti(content: bytes, may_be_gzip: bool) -> Expected | None:
     values = stored.astype(np.float64)
     if slope != 0 and np.isfinite(slope):
         values = values * slope + intercept
-    return values.astype(np.float32).reshape(size[::-1]), _nifti_affine(content, order)
+    return values.astype(np.float32).reshape(size[::-1]), _nifti_affine(content, order, skew)
 
 
-def _nifti_affine(content: bytes, order: str) -> NDArray[np.float64]:
+def _nifti_affine(content: bytes, order: str, skew: float) -> NDArray[np.float64]:
     """The form that ITK takes: the sform if it refers to the scanner at right angles, or is the only one."""
     qfac, *spacing = struct.unpack_from(f"{order}4f", content, 76)
     qcode, scode = struct.unpack_from(f"{order}2h", content, 252)
     affine: NDArray[np.float64] = np.array(struct.unpack_from(f"{order}12f", content, 280)).reshape(3, 4)
     unit = affine[:, :3] / np.linalg.norm(affine[:, :3], axis=0)
-    is_sheared = np.abs(unit.T @ unit - np.eye(3)).max() > 2e-4
+    is_sheared = np.abs(unit.T @ unit - np.eye(3)).max() > skew
     if scode <= 0 or (qcode > 0 and (scode != 1 or is_sheared)):
         b, c, d, *origin = struct.unpack_from(f"{order}6f", content, 256)
         rest = 1 - (b * b + c * c + d * d)
