@@ -9,7 +9,7 @@ RUNS   := runs
 # Tests run in so many processes, each of up to 2 GB; all of a file in one, as they share what is slow to make.
 WORKERS ?= 2
 
-.PHONY: demo recipe-lv recipe-hippocampus bench test lint types contracts pytest test-slow test-lowest clean
+.PHONY: demo recipe-lv recipe-hippocampus bench test lint types contracts pytest test-slow test-lowest fuzz clean
 
 demo: $(VENV)/demo.stamp
 	mkdir -p demo
@@ -80,6 +80,12 @@ pytest: $(VENV)/dev.stamp
 # Also the tests that take minutes or many gigabytes (a full-size ViT-B export).
 test-slow: $(VENV)/dev.stamp
 	$(BIN)/pytest --slow
+
+# Damaged and hostile scans, checkpoints and bundles: ten thousand, from one seed, about half an hour on two cores.
+COUNT ?= 10000
+SEED  ?= 1
+fuzz: $(VENV)/dev.stamp
+	$(BIN)/python -m tests.fuzz.run --count $(COUNT) --seed $(SEED) -o benchmarks/results/fuzz.json
 
 # The runtime's tests on the oldest dependencies that pyproject.toml admits.
 test-lowest:

@@ -13,6 +13,7 @@ import socket
 import struct
 import sys
 from contextlib import suppress
+from importlib import import_module
 from types import FrameType
 
 from masksam_deploy.io.isolation.wire import Wire
@@ -21,14 +22,20 @@ from masksam_deploy.io.isolation.worker import serve
 NEW = b"new"
 """With two file descriptors: the worker's connection, and where to tell its number and how it ended."""
 STATUS = struct.Struct("<i")
+_LOADED = (
+    "masksam_deploy.io.opening",
+    "numpy.ma",
+    "pydicom.dataset",
+    "pydicom.encaps",
+    "pydicom.filereader",
+)
+"""Loaded once, for all workers: also what readers import on first use."""
 
 
 def main() -> None:
     """Fork workers for as long as the process that started this one keeps the connection open."""
-    import SimpleITK  # noqa: F401  loaded once, for all workers
-
-    import masksam_deploy.io.opening  # noqa: F401
-
+    for name in _LOADED:
+        import_module(name)
     with socket.socket(fileno=int(sys.argv[1])) as control:
         _Server(control).run()
 
