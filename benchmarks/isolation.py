@@ -2,8 +2,8 @@
 
     python benchmarks/isolation.py --bundle demo/lv.masksam      # writes benchmarks/results/isolation.json
 
-Both ways must give the same voxels and the same grid before anything is timed. They take turns, in both orders. Bar: the
-difference is at most 5 % of the wall time of `masksam-deploy infer` on the demo's scan, which is measured in the same run.
+Both ways must give the same voxels and the same grid before anything is timed. They take turns, in both orders. Bar:
+the difference is at most 5 % of the wall time of `masksam-deploy infer` on the demo's scan, measured in the same run.
 """
 
 from __future__ import annotations
