@@ -212,7 +212,7 @@ class LedgerFile:
         """Write the file anew, if more than half of it are lines that no longer count.
 
         Raises:
-            OutputError: it cannot be opened again, or a line cannot be read any more.
+            OutputError: it cannot be opened again.
         """
         header = _line(_Header())
         dead = self._end - len(header) - self._live
@@ -224,8 +224,8 @@ class LedgerFile:
                     file.write(header)
                     for place in self._places.values():
                         file.write(self._read(place))
-            except DiskFullError:
-                return  # it can stay as it is
+            except OutputError:
+                return  # for want of room, or as Windows does not replace an open file: it can stay as it is
             self.close()
             self._file = os.fdopen(_opened(self.path), "r+b", buffering=0)
             self._load()
