@@ -337,8 +337,12 @@ def _renamed(value: object, temporary: Path, target: Path) -> object:
     """`value` with the temporary's name, which nothing else bears, replaced by that of what was asked for."""
     if not isinstance(value, (str, bytes)) or not temporary.name:
         return value
+    names = [(str(temporary), str(target)), (temporary.name, target.name)]
     if isinstance(value, bytes):
-        return value.replace(os.fsencode(temporary.name), os.fsencode(target.name))
-    for name in (temporary.name, shown(temporary.name)):
-        value = value.replace(name, shown(target.name))
+        for name, asked in names:
+            value = value.replace(os.fsencode(name), os.fsencode(asked))
+        return value
+    for name, asked in names:
+        for spelt in (name, shown(name)):
+            value = value.replace(spelt, shown(asked))
     return value

@@ -457,5 +457,9 @@ def test_errors_that_name_a_temporary_name_the_target_instead() -> None:
     assert caught.value.filename == str(target)
     with pytest.raises(OSError, match=r"^\[Errno 28\] full$"), speaking_of(temporary, target):
         raise OSError(errno.ENOSPC, "full")
+    with pytest.raises(OutputError, match=r"^/store/typed: full$"), speaking_of(Path("/store/.x"), Path("/store")):
+        raise OutputError("/store/.x/typed: full")
+    with pytest.raises(OutputError, match=r"^/a/seg.nii: full$"), speaking_of(Path(".masksam-x.nii"), Path("seg.nii")):
+        raise OutputError("/a/.masksam-x.nii: full")
     with pytest.raises(ValueError, match="masksam"), speaking_of(temporary, target):
         raise ValueError(str(temporary))  # a bug, which is told as it is
