@@ -19,7 +19,7 @@ from masksam_export.config import ModelConfig
 from masksam_export.json_file import read_json
 from masksam_export.model import MaskSAM
 from masksam_export.plans import Plan
-from masksam_export.safe_load import load_with_digest, some
+from masksam_export.safe_load import load_with_digest, reason, some
 from masksam_export.state_dict import in_float32, listed, named_tensors
 from masksam_export.weights import config_from_shapes
 
@@ -145,8 +145,7 @@ def _plan(
 
 def _build(config: ModelConfig, weights: Mapping[str, Tensor], *, owned: bool = False) -> MaskSAM:
     """The network with these weights; everything that does not fit is listed in one error."""
-    with torch.device("meta"):
-        model = MaskSAM(config)
+    model = _empty(config)
     expected = model.state_dict(keep_vars=True)
     aliases: dict[int, list[str]] = {}
     for name, tensor in expected.items():
@@ -172,6 +171,15 @@ def _build(config: ModelConfig, weights: Mapping[str, Tensor], *, owned: bool = 
         )
     model.load_state_dict(weights, strict=True, assign=True)
     return model.eval().requires_grad_(False)
+
+
+def _empty(config: ModelConfig) -> MaskSAM:
+    """The network without memory for its weights."""
+    try:
+        with torch.device("meta"):
+            return MaskSAM(config)
+    except (RuntimeError, ValueError, ArithmeticError) as error:  # sizes that each are possible, but not together
+        raise CheckpointError(f"the weights do not describe a MaskSAM: {reason(error)}; expected {EXPECTED}") from error
 
 
 def _differing_copies(groups: Iterable[list[str]], weights: Mapping[str, Tensor]) -> list[str]:

@@ -18,7 +18,7 @@ MAX_PICKLE_BYTES = 32 * 2**20
 MAX_OPCODES = 3_000_000
 """An official checkpoint of 1000 epochs with 15 classes has half a million."""
 MAX_COPIED = 64 * 2**20
-"""Bytes and entries that calls may copy, all together: a call costs a few bytes of a file, its result may not."""
+"""Bytes that calls may copy, all together: a call takes a few bytes of a file, its result may take any number."""
 PROTOCOL = 2  # what torch.save writes and torch.load reads
 
 _NAMES = {code.code.encode("latin-1"): code.name for code in pickletools.opcodes}
@@ -187,8 +187,7 @@ class Pickle:
             return
         if not isinstance(function, Call) or type(arguments) is not tuple:
             raise DamagedError("its pickle calls what cannot be called")
-        self._copied += len(arguments)
-        self._copied += sum(len(value) for value in arguments if isinstance(value, str | bytes | list | dict | tuple))
+        self._copied += sum(map(_cost, arguments))
         if self._copied > MAX_COPIED:
             raise DamagedError(f"reading it copies more than {MAX_COPIED >> 20} MiB")
         self._stack.append(function.build(arguments))
@@ -239,6 +238,12 @@ _OPCODES = {
     for code in pickletools.opcodes
     if code.name in _ACTIONS or code.name in _CONSTANTS or code.name == "STOP"
 }
+
+
+def _cost(argument: Any) -> int:
+    if isinstance(argument, str | bytes):
+        return len(argument)
+    return 64 * len(argument) if isinstance(argument, list | dict | tuple) else 8
 
 
 def _unknown(code: bytes) -> str:

@@ -11,7 +11,7 @@ MAX_TEXT = 2**20
 MAX_NAME = 512
 MAX_WHOLE_BITS = 256  # states of random generators have 128; any such number still fits a float
 MAX_DEPTH = 64
-MAX_VALUES = 3_000_000
+MAX_VALUES = 1_000_000
 _KEY_LIMIT = 2**31
 """Of whole numbers as keys: Python's hashes of larger ones can be made to collide, and then a dict takes for ever."""
 
@@ -61,7 +61,13 @@ def checked_key(key: Any) -> str | int | None:
         return key
     if key is None or (isinstance(key, int) and -_KEY_LIMIT <= key < _KEY_LIMIT):
         return key
-    raise DamagedError(f"it holds a dict with a {type(key).__name__} as key, expected names or small whole numbers")
+    if isinstance(key, int):
+        raise DamagedError(
+            f"a key of a dict in it has {key.bit_length()} bits, expected a name or a small whole number"
+        )
+    raise DamagedError(
+        f"a key of a dict in it is of type {type(key).__name__}, expected a name or a small whole number"
+    )
 
 
 class Copier:
@@ -109,4 +115,4 @@ def no_leaf(value: Any) -> Any:
     Raises:
         DamagedError: always.
     """
-    raise DamagedError(f"it holds a {type(value).__name__}, expected plain values")
+    raise DamagedError(f"it holds a value of type {type(value).__name__}, expected plain values")

@@ -276,8 +276,9 @@ def _parse(model: type[_Model], data: Mapping[str, Any], source: str) -> _Model:
         return model.model_validate(dict(data))
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "(top level)"
+        where = ".".join(str(part) for part in first["loc"])
+        found = f"'{one_line(where)}': {one_line(first['msg'].lower(), limit=300)}, found {_quoted(first['input'])}"
+        problem = found if where else one_line(first["msg"], limit=300)
         raise CheckpointError(
-            f"{source}: '{one_line(where)}': {one_line(first['msg'].lower(), limit=300)}, found "
-            f"{_quoted(first['input'])}; expected what nnU-Net writes: correct it, or pass --plans and --dataset"
+            f"{source}: {problem}; expected what nnU-Net writes: correct it, or pass --plans and --dataset"
         ) from error

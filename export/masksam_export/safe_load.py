@@ -62,7 +62,10 @@ def load_with_digest(path: Path) -> tuple[dict[Any, Any], str]:
             "expected a file written by torch.save, complete: copy it again or check where it came from"
         ) from error
     if not isinstance(value, dict):
-        raise CheckpointError(f"checkpoint '{name}' holds a {type(value).__name__}, expected a dict of weights")
+        raise CheckpointError(
+            f"checkpoint '{name}' holds a value of type {type(value).__name__}, expected a dict of weights: check that "
+            "this is the file you meant"
+        )
     return value, contents.sha256
 
 

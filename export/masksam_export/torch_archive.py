@@ -124,9 +124,7 @@ def _places(file: BinaryIO, entries: list[zipfile.ZipInfo], end: int) -> dict[st
         if entry.filename in places:
             raise DamagedError(f"its entry '{name}' is there twice")
         if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size:
-            raise DamagedError(
-                f"its entry '{name}' is compressed, which torch.save never does: unpack and zip it again"
-            )
+            raise DamagedError(f"its entry '{name}' is compressed, which torch.save never does")
         start = _data_start(file, entry)
         if entry.header_offset < taken or start + entry.file_size > end:
             raise DamagedError(f"its entry '{name}' overlaps another part of the file")

@@ -147,7 +147,7 @@ def _with_state(target: Any, state: Any) -> Any:
             raise DamagedError("it describes a NumPy type that cannot be")
         return _NumpyType(target.code, state[1])
     if type(target) is not dict and not isinstance(target, TensorSpec | UnusualTensor):
-        raise DamagedError(f"its pickle gives attributes to a {type(target).__name__}")
+        raise DamagedError("its pickle gives attributes to a value that has none")
     return target  # such as `_metadata` of a state dict: nothing here needs attributes, and they can shadow methods
 
 
@@ -233,14 +233,15 @@ def _numpy_scalar(arguments: tuple[Any, ...]) -> float | int | bool:
 def _encoded(arguments: tuple[Any, ...]) -> bytes:
     """How protocol 2 writes bytes: the text of the same code points, encoded as Latin-1."""
     if len(arguments) != 2 or type(arguments[0]) is not str or arguments[1] not in ("latin1", "latin-1"):
-        raise DamagedError("it encodes text in another way than Python writes bytes")
+        raise DamagedError("it makes bytes in another way than Python writes them")
     return arguments[0].encode("latin-1")
 
 
-def _bytearray(arguments: tuple[Any, ...]) -> bytes:
-    return (
-        arguments[0] if len(arguments) == 1 and type(arguments[0]) is bytes else _encoded(arguments or ("", "latin1"))
-    )
+def _bytes(arguments: tuple[Any, ...]) -> bytes:
+    """Empty, or as `_encoded`, or of such bytes."""
+    if not arguments:
+        return b""
+    return arguments[0] if len(arguments) == 1 and type(arguments[0]) is bytes else _encoded(arguments)
 
 
 def _dict(arguments: tuple[Any, ...]) -> dict[Any, Any]:
@@ -280,6 +281,7 @@ def _device(arguments: tuple[Any, ...]) -> str:
 
 
 INFLATED = "larger than the data stored for it"
+_SCHEMES = {str(value): str(value) for value in vars(torch).values() if isinstance(value, torch.qscheme)}
 _DTYPES = {str(value): value for value in vars(torch).values() if isinstance(value, torch.dtype)}
 _TENSOR = Call(_rebuild_parameter)
 """The classes, which `_rebuild_from_type_v2` names."""
@@ -289,6 +291,7 @@ _DENSE = {_DTYPES[f"torch.{name}"] for name in ("uint16", "uint32", "uint64", *_
 }
 _KNOWN: dict[str, Any] = {
     **_DTYPES,
+    **_SCHEMES,
     **{
         f"{place}.{name}": _StorageType(dtype) for name, dtype in _STORAGES.items() for place in ("torch", "torch.cuda")
     },
@@ -314,6 +317,6 @@ _KNOWN: dict[str, Any] = {
     **{
         f"{module}.{name}": Call(build)
         for module in ("builtins", "__builtin__")
-        for name, build in {"set": _set, "complex": _complex, "bytearray": _bytearray}.items()
+        for name, build in {"set": _set, "complex": _complex, "bytes": _bytes, "bytearray": _bytes}.items()
     },
 }

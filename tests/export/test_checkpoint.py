@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
@@ -194,6 +195,14 @@ def with_nan(tensor: torch.Tensor) -> torch.Tensor:
         (set_weight(SOME_WEIGHT, with_nan), ["NaN", SOME_WEIGHT]),
         (set_weight(SOME_WEIGHT, lambda t: t / 0), ["infinite", SOME_WEIGHT]),
         (set_weight(ALIAS, lambda t: t + 1), ["tied copies that differ", ALIAS]),
+        (set_weight(SOME_WEIGHT, lambda t: t.double() * 1e300), ["too large", SOME_WEIGHT]),
+        (set_weight(SOME_WEIGHT, lambda t: t.to(torch.complex64)), ["complex64", SOME_WEIGHT]),
+        (set_weight(SOME_WEIGHT, lambda t: t.to(torch.bool)), ["bool", SOME_WEIGHT]),
+        (lambda c: c["network_weights"].update({3: torch.zeros(1)}), ["3 are no named tensors"]),
+        (lambda c: c["network_weights"].update({"a\nb": torch.zeros(1)}), ["a b are no named tensors"]),
+        (lambda c: c["network_weights"].update({"x" * 513: torch.zeros(1)}), ["513 characters"]),
+        (lambda c: c.update(network_weights=[1]), ["holds a list where its weights should be"]),
+        (lambda c: c.update(network_weights=None), ["holds a NoneType where its weights should be"]),
         (set_weight(SOME_WEIGHT, lambda t: t.to(torch.int32)), ["int32", SOME_WEIGHT]),
         (set_weight(SOME_WEIGHT, lambda t: torch.zeros(1).expand(10**12)), ["larger than the data", SOME_WEIGHT]),
         (lambda c: c.update(network_weights={}), ["network_weights"]),
@@ -234,6 +243,32 @@ def test_each_inconsistency_is_named(content: dict[str, Any], tmp_path: Path, ed
     edit(content)
     message = refusal(saved(content, tmp_path))
     assert all(text in message for text in expected), message
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.bfloat16, torch.float64])
+def test_weights_of_every_width_become_float32(content: dict[str, Any], tmp_path: Path, dtype: torch.dtype) -> None:
+    changed = {name: value.to(dtype) for name, value in content["network_weights"].items()}
+    found = weights(load_checkpoint(saved(content | {"network_weights": changed}, tmp_path)))
+    assert all(torch.equal(found[name], value.float()) for name, value in changed.items())
+
+
+def test_float8_weights_that_are_not_finite_are_named(content: dict[str, Any], tmp_path: Path) -> None:
+    set_weight(SOME_WEIGHT, lambda t: with_nan(t).to(torch.float8_e5m2))(content)
+    assert SOME_WEIGHT in refusal(saved(content, tmp_path))
+
+
+def test_copies_that_are_views_in_another_order_are_no_tied_weights(content: dict[str, Any], tmp_path: Path) -> None:
+    """Their memory starts at the same place, and their shapes are the same."""
+    weight = content["network_weights"][ALIAS]
+    content["network_weights"][ALIAS] = weight.transpose(3, 4)
+    assert weight.shape[3] == weight.shape[4] > 1
+    assert "tied copies that differ" in refusal(saved(content, tmp_path))
+
+
+def test_whole_numbers_of_numpy_are_plain_values(content: dict[str, Any], tmp_path: Path) -> None:
+    set_plan(patch_size=[np.int64(4), np.int32(128), np.uint8(128)])(content)
+    content["logging"]["epochs"] = [np.int64(3), np.bool_(True)]
+    assert load_checkpoint(saved(content, tmp_path)).config.input_shape == (1, 4, 128, 128)
 
 
 def test_ignore_label_is_no_class(content: dict[str, Any], tmp_path: Path) -> None:

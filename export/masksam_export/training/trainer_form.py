@@ -24,9 +24,10 @@ CONFIGURATION = "3d_fullres"
 TRAINER_NAMES = {"acdc": "MaskSAM_ACDC", "p512": "MaskSAM_AMOS", "p256": "MaskSAM_Synapse"}
 EMA_KEPT = 0.9  # nnU-Net's moving average of the Dice
 LATEST = "checkpoint_latest.pth of an interrupted `train` run"
+STEP = "step"  # a number; the other moments are as large as their parameters
 MOMENTS: dict[type[torch.optim.Optimizer], set[str]] = {
     torch.optim.SGD: {"momentum_buffer"},
-    torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"},
+    torch.optim.AdamW: {STEP, "exp_avg", "exp_avg_sq"},
 }
 PROGRESS = "masksam_deploy_progress"
 """Our own entry, which the official code ignores: the epochs with all that `logging` has no place for."""
@@ -112,13 +113,12 @@ def _optimizer_state(stored: Any, optimizer: torch.optim.Optimizer) -> dict[str,
     """
     groups = optimizer.state_dict()["param_groups"]
     parameters = dict(enumerate(p for group in optimizer.param_groups for p in group["params"]))
-    names = MOMENTS[type(optimizer)]
     for number, moments in stored["state"].items():
-        if number not in parameters or not names >= moments.keys():
+        if number not in parameters or moments.keys() != MOMENTS[type(optimizer)]:
             raise ValueError(f"the state of its optimizer has no place for {one_line(str(number))}")
-        for moment in moments.values():
-            fits = moment is None or moment.shape in (parameters[number].shape, torch.Size())
-            if not fits or (moment is not None and not bool(torch.isfinite(moment.float()).all())):
+        for name, moment in moments.items():
+            shape = torch.Size() if name == STEP else parameters[number].shape
+            if moment.shape != shape or not bool(torch.isfinite(moment.float()).all()):
                 raise ValueError(f"the state of its optimizer does not fit parameter {number}")
     # Copied, because loading keeps references into the file, which the next epoch replaces.
     return {"state": deepcopy(stored["state"]), "param_groups": groups}
