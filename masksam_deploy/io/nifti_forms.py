@@ -28,7 +28,7 @@ _HALF_TURN = 1e-7
 _LONGEST_QUATERNION = 1 + 1e-4
 # ITK turns a slightly skewed matrix into a rotation; a tenth of a voxel at the far corner is more than that does, and
 # more than two forms differ by that were rounded to float32 each.
-_SAME_PLACE_VOXELS = 0.1
+SAME_PLACE_VOXELS = 0.1
 # From here on both forms are kept: a label map would otherwise state one of them twice.
 _KEPT_VOXELS = 0.01
 
@@ -101,7 +101,7 @@ def placed(geometry: Geometry, forms: StatedForms, what: str) -> tuple[Geometry,
     voxel = min(geometry.spacing_xyz)
     shifts = {name: corner_shift_mm(itk, affine, geometry.size_xyz) for name, affine in forms.affines_lps.items()}
     used = min(shifts, key=lambda name: shifts[name])
-    if not shifts[used] <= _SAME_PLACE_VOXELS * voxel:
+    if not shifts[used] <= SAME_PLACE_VOXELS * voxel:
         raise ScanError(
             f"{what}: found sizes and orientation that contradict each other (ITK's grid lies {shifts[used]:.3g} mm "
             f"off the {used}), expected one consistent geometry; rewrite the header, e.g. by resampling the scan"
@@ -114,7 +114,7 @@ def placed(geometry: Geometry, forms: StatedForms, what: str) -> tuple[Geometry,
     both = Geometry(
         geometry.size_xyz, geometry.spacing_xyz, geometry.origin_lps, geometry.direction_lps, nifti_forms=forms.stored
     )
-    if apart <= _SAME_PLACE_VOXELS * voxel:
+    if apart <= SAME_PLACE_VOXELS * voxel:
         return both, ()
     return both, (
         f"The header states two places, qform (code {forms.stored.qform_code}) and sform (code "
@@ -192,14 +192,14 @@ def _check_axes(name: str, affine: Affine, what: str) -> None:
 def _check_sizes(name: str, affine: Affine, spacing: Affine, size_xyz: tuple[int, int, int], what: str) -> None:
     far = np.abs(affine[:, 3]).max()
     # Rounded to float32, so far from the scanner, a voxel's place is lost.
-    if not np.spacing(far.astype(np.float32)) <= _SAME_PLACE_VOXELS * spacing.min():
+    if not np.spacing(far.astype(np.float32)) <= SAME_PLACE_VOXELS * spacing.min():
         raise ScanError(
             f"{what}: found a {name} that puts the scan {far:.3g} mm away, expected a place that float32 resolves; "
             "repair the header"
         )
     left, _, right = np.linalg.svd(affine[:, :3] / spacing)
     rigid = np.column_stack([left @ right * spacing, affine[:, 3]])
-    if not corner_shift_mm(affine, rigid, size_xyz) <= _SAME_PLACE_VOXELS * spacing.min():
+    if not corner_shift_mm(affine, rigid, size_xyz) <= SAME_PLACE_VOXELS * spacing.min():
         lengths = np.linalg.norm(affine[:, :3], axis=0)
         raise ScanError(
             f"{what}: found voxel sizes that contradict each other, {times(lengths.tolist())} mm in the {name} and "

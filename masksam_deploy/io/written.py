@@ -14,6 +14,7 @@ from masksam_deploy.errors import DiskFullError, OutputError, ScanError
 from masksam_deploy.io.grid import grid_difference
 from masksam_deploy.io.itk import open_itk_file
 from masksam_deploy.io.itk_header import itk_path, quiet_itk
+from masksam_deploy.io.nifti_forms import SAME_PLACE_VOXELS
 from masksam_deploy.io.nifti_header import read_nifti_header
 from masksam_deploy.io.nifti_rewrite import is_nifti, state_forms
 from masksam_deploy.text import itk_reason, one_line
@@ -34,6 +35,7 @@ def write_checked(array: Array, geometry: Geometry, path: Path, name: str) -> No
     Raises:
         OutputError: the disk is full, or the format cannot carry the geometry.
     """
+    _check_carried(geometry, path, name)
     _write(array, geometry, path, name)
     if geometry.nifti_forms and is_nifti(path):
         try:
@@ -42,6 +44,17 @@ def write_checked(array: Array, geometry: Geometry, path: Path, name: str) -> No
             reason = one_line(getattr(error, "strerror", None) or str(error))
             raise _failed(array, path, name, f"{name}: cannot be written whole ({reason}); check the disk") from error
     _check_written(array, geometry, path, name)
+
+
+def _check_carried(geometry: Geometry, path: Path, name: str) -> None:
+    """Refuse a place that the float32 numbers of NIfTI cannot tell from its neighbours'."""
+    if not is_nifti(path):
+        return
+    farthest = np.float32(max(map(abs, geometry.origin_lps)))
+    if not np.spacing(farthest) <= SAME_PLACE_VOXELS * min(geometry.spacing_xyz):
+        raise OutputError(
+            f"{name}: the format cannot carry the geometry: origin {geometry.origin_lps}; write .nrrd or .mha instead"
+        )
 
 
 def _write(array: Array, geometry: Geometry, path: Path, name: str) -> None:
