@@ -140,6 +140,7 @@ class _Walk:
         self._reader = reader
         self._folder = folder
         self._found = _Found()
+        self._sizes: dict[str, int] = {}
 
     def model(self, size: int) -> _Found:
         """The whole file. Parts that come twice are looked at twice, as protobuf merges them."""
@@ -244,18 +245,24 @@ class _Walk:
                 f"found weights in the file '{one_line(name, 80)}', expected them here, or in a file NAME.data in the "
                 "same folder"
             )
+        if name not in self._sizes:
+            self._sizes[name] = self._size_of(name)
+        size = self._sizes[name]
+        offset, length = _whole(entries.get("offset", "0")), entries.get("length")
+        held = max(0, size - offset) if length is None else _whole(length)
+        self._found.external[name] += held
+        if offset + held > size or self._found.external[name] > size:
+            raise _Refusal(f"found more weights than '{name}' holds, expected every one of them there once")
+        return held
+
+    def _size_of(self, name: str) -> int:
         try:
             status = (self._folder / name).lstat()
         except OSError as error:
             raise _Refusal(f"found no file '{name}' beside it, expected the graph's weights there") from error
         if not stat.S_ISREG(status.st_mode):
             raise _Refusal(f"found that '{name}' is no regular file, expected the graph's weights there")
-        offset, length = _whole(entries.get("offset", "0")), entries.get("length")
-        held = max(0, status.st_size - offset) if length is None else _whole(length)
-        self._found.external[name] += held
-        if offset + held > status.st_size or self._found.external[name] > status.st_size:
-            raise _Refusal(f"found more weights than '{name}' holds, expected every one of them there once")
-        return held
+        return status.st_size
 
 
 def _whole(text: str) -> int:

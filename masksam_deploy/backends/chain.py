@@ -99,7 +99,9 @@ def open_chain(bundle: Bundle, *, device: Device = "cpu", threads: int | None = 
     """Load all graphs of a bundle in float32.
 
     Raises:
+        BundleError: a file is no graph that a runtime may be given.
         BackendError: the device is not available, or a graph does not load.
+        MemoryLimitError: there is too little memory to load a graph.
         MissingDependencyError: no runtime is installed.
     """
     return open_stages(

@@ -58,6 +58,13 @@ class OnnxRuntimeSession:
     """A graph in ONNX Runtime. The device asked for is the device used, or there is an error.
 
     `lean` keeps no packed weights and gives memory back after every operator: slower, for graphs run once or twice.
+    `run_timeout` are the seconds that one run may take, and may be set at any time.
+
+    Raises:
+        BundleError: the file is no graph that a runtime may be given, see `check_graph`.
+        BackendError: the device is not available, or the graph does not load or has other ports than declared.
+        MemoryLimitError: there is too little memory to load it.
+        MissingDependencyError: ONNX Runtime is not installed.
     """
 
     def __init__(
