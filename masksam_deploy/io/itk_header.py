@@ -92,6 +92,7 @@ def itk_path(path: Path) -> str:
 
     Raises:
         UnicodeDecodeError: they are not.
+        UnicodeEncodeError: the system has no bytes for it.
     """
     return os.fsencode(path).decode("utf-8")
 

@@ -9,8 +9,9 @@ import numpy as np
 from masksam_deploy.atomic import atomic_path
 from masksam_deploy.errors import OutputError, ScanError
 from masksam_deploy.io.grid import check_grid
+from masksam_deploy.io.itk_header import itk_path
 from masksam_deploy.io.written import write_checked
-from masksam_deploy.text import NOT_UTF8, is_utf8, shown
+from masksam_deploy.text import NOT_UTF8, shown
 from masksam_deploy.volume import Array, Volume
 
 LABEL_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".mha")
@@ -20,7 +21,8 @@ def write_labels(labels: Volume, path: str | Path) -> None:
     """Write a label map as uint8, or uint16 if a value exceeds 255, with the volume's exact geometry.
 
     The file appears under its name only after it has been read back and found to hold the same geometry and
-    the same labels: ITK reports neither a full disk nor a geometry that a format cannot carry.
+    the same labels: ITK reports neither a full disk nor a geometry that a format cannot carry. Where the scan's NIfTI
+    header states two places, a NIfTI label map states the same two, and the other formats the one that was used.
 
     Args:
         labels: integers `[Z, Y, X]` from 0 to 65535.
@@ -43,14 +45,21 @@ def write_labels(labels: Volume, path: str | Path) -> None:
 
 
 def check_label_name(path: Path) -> None:
-    """Refuse a path that `write_labels` cannot write: of another type, or not in UTF-8.
+    """Refuse a path that `write_labels` cannot write: of another type, or not in UTF-8, whatever the locale says.
 
     Raises:
         OutputError: says which types there are.
     """
     name = shown(path)
-    if not is_utf8(path):
-        raise OutputError(f"{name}: {NOT_UTF8}")
+    try:
+        itk_path(path)
+    except UnicodeDecodeError as error:
+        raise OutputError(f"{name}: {NOT_UTF8}") from error
+    except UnicodeEncodeError as error:
+        raise OutputError(
+            f"{name}: the path holds letters that file names cannot have here ({error.encoding}), expected others; "
+            "rename it, or set a locale with UTF-8"
+        ) from error
     if path.name.lower().endswith((".mhd", ".nhdr")):
         raise OutputError(
             f"{name}: found a format of two files, which cannot be replaced in one step; write .mha or .nrrd instead"

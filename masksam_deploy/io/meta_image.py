@@ -61,8 +61,8 @@ _OTHERS = (
 )
 _KNOWN = frozenset((*_MATRICES, *_ARRAYS, *_TRUTHS, *_NUMBERS, *_OTHERS))
 _KNOWN_IN_ANY_CASE = {name.lower() for name in _KNOWN}
-# SimpleITK writes DICOM tags, `0008|0060 = MR`, among the fields.
-_UNKNOWN_NAME = re.compile(r"[A-Za-z0-9][\w.|\-]{0,127}", re.ASCII)
+# SimpleITK writes DICOM tags, `0008|0060 = MR`, and what other formats state, `dim[0] = 3`, among the fields.
+_UNKNOWN_NAME = re.compile(r"[!-9;<>-~]{1,128}")
 _TYPES = {
     "MET_CHAR": "i1",
     "MET_UCHAR": "u1",

@@ -16,7 +16,8 @@ import os, sys
 from pathlib import Path
 import numpy as np
 from masksam_deploy.io.itk import open_itk_file
-from masksam_deploy.io.written import write_checked
+from masksam_deploy.io import read_volume, write_labels
+from masksam_deploy.volume import Volume
 folder = os.fsdecode(bytes.fromhex(sys.argv[1]))
 for name in sorted(os.listdir(folder)):
     path = Path(folder, name)
@@ -27,7 +28,8 @@ for name in sorted(os.listdir(folder)):
     channel.read_into(values)
     for suffix in (".nii", ".nii.gz", ".nrrd", ".mha"):
         target = Path(folder, "written-" + name.replace(".", "-") + suffix)
-        write_checked(values, channel.geometry, target, "the label map")
+        write_labels(Volume(values, channel.geometry), target)
+    assert np.array_equal(read_volume(path).array[0], values)
 print(sys.getfilesystemencoding())
 """
 LOCALES = {

@@ -281,6 +281,11 @@ def test_a_full_disk_is_named_though_itk_says_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_path_that_no_file_can_have_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="letters that file names cannot have"):
+        write_labels(labels(), tmp_path / "half\ud800.nii.gz")
+
+
 def test_a_path_that_is_not_utf8_is_refused_before_it_aborts_itk(tmp_path: Path) -> None:
     folder = tmp_path / os.fsdecode(b"caf\xe9")
     folder.mkdir()
