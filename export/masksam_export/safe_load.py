@@ -24,6 +24,7 @@ from masksam_export.torch_archive import Region, read_contents
 from masksam_export.torch_pickle import StorageRef, TensorSpec, UnusualTensor
 
 MOST_NAMED = 8
+MAX_LISTED = 500
 MAX_REASON = 300
 
 
@@ -150,9 +151,15 @@ def _why_unsafe(name: str, unsafe: tuple[str, ...]) -> str:
 
 
 def some(names: Sequence[str], limit: int = MOST_NAMED) -> str:
-    """The first names of a list, each cut, and how many more there are."""
-    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(one_line(name, limit=120) for name in names[:limit]) + rest
+    """The first names of a list, each cut, at most 500 characters of them, and how many more there are."""
+    listed: list[str] = []
+    for name in names[:limit]:
+        cut = one_line(name, limit=160)
+        if listed and len(", ".join([*listed, cut])) > MAX_LISTED:
+            break
+        listed.append(cut)
+    rest = f" and {len(names) - len(listed)} more" if len(names) > len(listed) else ""
+    return ", ".join(listed) + rest
 
 
 def reason(error: Exception) -> str:

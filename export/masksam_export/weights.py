@@ -139,7 +139,10 @@ def _attention_layout(weights: _Weights, depth: int, canvas_grid: int) -> tuple[
         )
     windowed = {count for count in rows if count != global_rows}
     if len(windowed) > 1:
-        raise CheckpointError(f"windowed blocks have position tables of {sorted(windowed)} rows; expected one size")
+        raise CheckpointError(
+            f"windowed blocks have position tables of {', '.join(map(str, sorted(windowed)[:8]))} rows; expected one "
+            "size"
+        )
     return global_blocks, (windowed.pop() + 1) // 2 if windowed else canvas_grid
 
 

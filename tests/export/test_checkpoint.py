@@ -271,6 +271,17 @@ def test_whole_numbers_of_numpy_are_plain_values(content: dict[str, Any], tmp_pa
     assert load_checkpoint(saved(content, tmp_path)).config.input_shape == (1, 4, 128, 128)
 
 
+def test_however_much_is_wrong_the_message_is_short(content: dict[str, Any], tmp_path: Path) -> None:
+    state = content["network_weights"]
+    norms = [name for name in state if name.endswith(".bias") and ".norm" in name and "transformer" not in name]
+    for name in norms[::2]:
+        state[name + "x" * 400] = state.pop(name)
+    state.update((name, torch.zeros(1, 2, 3, 4, 5)) for name in norms[1::2])
+    message = refusal(saved(content, tmp_path))
+    assert all(part in message for part in ("missing: ", "unexpected: ", "wrong shape: ", " more"))
+    assert len(message) < 2000
+
+
 def test_ignore_label_is_no_class(content: dict[str, Any], tmp_path: Path) -> None:
     content["init_args"]["dataset_json"]["labels"]["ignore"] = 4
     assert len(load_checkpoint(saved(content, tmp_path)).labels.classes) == 4

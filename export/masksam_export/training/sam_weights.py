@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -17,7 +17,7 @@ from masksam_deploy.text import one_line
 from masksam_export.model import MaskSAM
 from masksam_export.model.depth_adapter import DepthConvAdapter, DepthMlpAdapter
 from masksam_export.official import ACDC, AMOS, SYNAPSE
-from masksam_export.safe_load import load_mapping
+from masksam_export.safe_load import load_mapping, some
 from masksam_export.state_dict import named_tensors
 from masksam_export.training.freezing import SAM_PREFIX, is_added_to_sam
 
@@ -29,7 +29,6 @@ MASK_TOKENS = "mask_decoder.mask_tokens.weight"
 WRAPPER_KEYS = ("model", "state_dict")
 UNUSED = frozenset({"pixel_mean", "pixel_std"})
 """SAM's colour statistics, which some files store: MaskSAM sees normalised scans and never applies them."""
-MOST_LISTED = 8
 _BLOCK = re.compile(r"image_encoder\.blocks\.([0-9]{1,4})\.")
 _NETWORKS = {"acdc": ACDC, "synapse": SYNAPSE, "amos": AMOS}
 
@@ -71,7 +70,7 @@ def load_sam_weights(model: MaskSAM, path: Path) -> SamReport:
     broken = [key for key, value in values.items() if not bool(torch.isfinite(value).all())]
     if broken:
         raise CheckpointError(
-            f"SAM checkpoint '{name}' has NaN, infinite or too large values in {_some(broken)}; expected finite "
+            f"SAM checkpoint '{name}' has NaN, infinite or too large values in {some(broken)}; expected finite "
             "float32 values: get the file again"
         )
     with torch.no_grad():
@@ -114,7 +113,7 @@ def check_sam_shapes(model: MaskSAM, shapes: Mapping[str, Shape], source: str) -
             if shapes.get(key, shape) != shape
         },
     }
-    problems = [f"{kind}: {_some(sorted(found))}" for kind, found in kinds.items() if found]
+    problems = [f"{kind}: {some(sorted(found))}" for kind, found in kinds.items() if found]
     if problems:
         raise CheckpointError(
             f"SAM checkpoint '{source}' does not fit the network: {'; '.join(problems)}; expected exactly the tensors "
@@ -162,7 +161,7 @@ def _other_network(model: MaskSAM, shapes: Mapping[str, Shape]) -> str:
     absent = [name for name in (POSITIONS, TABLE.format(0), MASK_TOKENS) if name not in shapes]
     if absent:
         return (
-            f"it has no {_some(absent)}; expected SAM's own names (image_encoder.*, prompt_encoder.*, mask_decoder.*), "
+            f"it has no {some(absent)}; expected SAM's own names (image_encoder.*, prompt_encoder.*, mask_decoder.*), "
             "as in Meta's sam_vit_b_01ec64.pth"
         )
     config, positions = model.config, shapes[POSITIONS]
@@ -253,10 +252,4 @@ def _fitted(value: Tensor, target: Tensor) -> Tensor:
 
 
 def _numbers(blocks: set[int]) -> str:
-    return _some(map(str, sorted(blocks))) or "none"
-
-
-def _some(names: Iterable[str]) -> str:
-    found = list(names)
-    rest = f" and {len(found) - MOST_LISTED} more" if len(found) > MOST_LISTED else ""
-    return ", ".join(map(one_line, found[:MOST_LISTED])) + rest
+    return some([str(block) for block in sorted(blocks)], limit=32) or "none"
