@@ -29,6 +29,7 @@ from masksam_deploy.text import one_line
 from masksam_deploy.volume import Geometry
 
 _LONGEST_LINE = 4096
+_LONGEST_TEXT = 1 << 20
 # Names as MetaIO spells them; it knows no other spelling. In the order of its documentation.
 _OFFSETS = ("Offset", "Position", "Origin")
 _MATRICES = ("TransformMatrix", "Rotation", "Orientation")
@@ -63,6 +64,7 @@ _KNOWN = frozenset((*_MATRICES, *_ARRAYS, *_TRUTHS, *_NUMBERS, *_OTHERS))
 _KNOWN_IN_ANY_CASE = {name.lower() for name in _KNOWN}
 # SimpleITK writes DICOM tags, `0008|0060 = MR`, and what other formats state, `dim[0] = 3`, among the fields.
 _UNKNOWN_NAME = re.compile(r"[!-9;<>-~]{1,128}")
+_NAME_END = re.compile(r"[ \t:]")
 _TYPES = {
     "MET_CHAR": "i1",
     "MET_UCHAR": "u1",
@@ -125,25 +127,36 @@ def _names_the_data(line: str) -> bool:
 
 def _fields(lines: list[str], what: str) -> dict[str, str]:
     fields: dict[str, str] = {}
+    in_unknown = False
     for line in lines:
         name, equals, value = (part.strip(" \t") for part in line.partition("="))
-        if not equals or len(line) > _LONGEST_LINE:
+        if not equals and in_unknown and _is_text(line):
+            continue
+        in_unknown = name not in _KNOWN
+        if not equals or len(line) > (_LONGEST_TEXT if in_unknown else _LONGEST_LINE):
             raise ScanError(
-                f"{what}: found the header line '{one_line(line, 60)}', expected a MetaImage with lines 'Name = value' "
-                f"of at most {_LONGEST_LINE} letters; check the file"
+                f"{what}: found the header line '{one_line(line[:1000], 60)}', expected a MetaImage with lines 'Name = "
+                f"value' of at most {_LONGEST_LINE} letters; check the file"
             )
-        unknown = name not in _KNOWN
-        if unknown and (name.lower() in _KNOWN_IN_ANY_CASE or not _UNKNOWN_NAME.fullmatch(name)):
+        if in_unknown and (name.lower() in _KNOWN_IN_ANY_CASE or not _UNKNOWN_NAME.fullmatch(name)):
             raise ScanError(
-                f"{what}: found the header line '{one_line(line, 60)}', expected a field as MetaImage spells it; "
-                "repair the header"
+                f"{what}: found the header line '{one_line(line[:1000], 60)}', expected a field as MetaImage spells "
+                "it; repair the header"
             )
-        if any(letter < " " and letter != "\t" for letter in value):
+        if not in_unknown and any(letter < " " and letter != "\t" for letter in value):
             raise ScanError(f"{what}: found control characters in the field {name}, expected text; repair the header")
         if name in fields:
-            raise ScanError(f"{what}: found the field {name} twice in the header, expected it once; repair the header")
+            raise ScanError(
+                f"{what}: found the field {one_line(name)} twice in the header, expected it once; repair the header"
+            )
         fields[name] = value
     return fields
+
+
+def _is_text(line: str) -> bool:
+    """Whether a line can go on with an unknown field: SimpleITK writes DICOM texts with their line breaks."""
+    first = _NAME_END.split(line.strip(" \t"), maxsplit=1)[0]
+    return len(line) <= _LONGEST_TEXT and first.lower() not in _KNOWN_IN_ANY_CASE
 
 
 def _dimensions(fields: dict[str, str], what: str) -> int:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from masksam_deploy.errors import ScanError
 from masksam_deploy.io.channel import Channel
 from masksam_deploy.io.grid import affine_lps
-from masksam_deploy.io.itk import open_itk_file
+from masksam_deploy.io.itk import open_itk_file, quiet_itk
 from masksam_deploy.io.text_header import read_meta_header, read_nrrd_header
 from tests.fuzz.image_files import good_files
 from tests.fuzz.plain_images import agrees, expected
@@ -172,6 +172,7 @@ def test_other_spaces_are_turned_to_lps_or_refused_where_simpleitk_turns_them_wr
             "NDims = 3",
             "NDims = 3\n0008|0005 = ISO_IR 100\n0010|0010 = \nITK_InputFilterName = MetaImageIO\nModality = MET_MOD_CT",
         ),
+        ("NDims = 3", "NDims = 3\n0008|0081 = a street\nits town\n\nPhone: 1\n0010|0010 = \x1b$B;3\ndim[0] = 3"),
         ("NDims = 3", "NDims = 3\nDistanceUnits = mm\nHeaderSize = 0\nID = 1\nParentID = -1\nColor = 1 0 0 1"),
         ("TransformMatrix = 1 0 0 0 1 0 0 0 1\n", ""),
         ("LOCAL", "Local"),
@@ -222,6 +223,26 @@ def test_what_simpleitk_writes_is_read_as_simpleitk_reads_it(
     assert channel.geometry.spacing_xyz == again.GetSpacing()
     assert channel.geometry.origin_lps == again.GetOrigin()
     assert channel.geometry.direction_lps == again.GetDirection()
+
+
+@pytest.mark.parametrize("suffix", [".mha", ".mhd", ".nrrd", ".nhdr"])
+@pytest.mark.parametrize("series", ["cine_mr_ed", "ct_empty_uids", "oblique"])
+def test_what_simpleitk_writes_with_all_dicom_tags_is_read(
+    data: Path, tmp_path: Path, series: str, suffix: str
+) -> None:
+    reader = SimpleITK.ImageSeriesReader()
+    reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(data / "dicom" / series)))
+    reader.MetaDataDictionaryArrayUpdateOn()
+    reader.LoadPrivateTagsOn()
+    image = reader.Execute()
+    for key in reader.GetMetaDataKeys(0):
+        image.SetMetaData(key, reader.GetMetaData(0, key))
+    path = tmp_path / f"scan{suffix}"
+    with quiet_itk():  # it says which tags it leaves out
+        SimpleITK.WriteImage(image, str(path))
+    values, channel = read(path)
+    np.testing.assert_array_equal(values, SimpleITK.GetArrayFromImage(image).astype(np.float32))
+    np.testing.assert_allclose(channel.geometry.origin_lps, image.GetOrigin())
 
 
 def test_numbers_written_out_are_read_and_counted(tmp_path: Path) -> None:

@@ -253,6 +253,11 @@ META_ADDED = [
     "A B = 1",
     "= 1",
     "no separator",
+    "0008|0081 = first\nOffset 9 9 9",
+    "0008|0081 = first\nOffset: 9 9 9",
+    "0008|0081 = first\n  offset",
+    "0008|0081 = first\nNDims\t4",
+    "0008|0081 = first\nnot a = field",
     "comment = x",
 ]
 
