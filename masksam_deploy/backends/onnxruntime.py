@@ -137,7 +137,7 @@ class OnnxRuntimeSession:
         except TimeLimitError as error:
             raise BackendError(
                 f"{name} took more than {self.run_timeout:g} s to {what} ONNX Runtime, expected it to be done by then; "
-                "give it more time with --run-timeout, use a faster machine, or check where the bundle comes from"
+                "give it more time (infer --run-timeout), use a faster machine, or check where the bundle comes from"
             ) from error
         except Exception as error:
             reason = _reason(error)
