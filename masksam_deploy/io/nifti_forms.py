@@ -124,7 +124,11 @@ def placed(geometry: Geometry, forms: StatedForms, what: str) -> tuple[Geometry,
 
 
 def put_forms(header: bytearray, forms: NiftiForms) -> None:
-    """Write both forms into a 348-byte NIfTI header; sizes and voxel sizes stay."""
+    """Write both forms into a 348-byte NIfTI header; sizes and voxel sizes stay.
+
+    Raises:
+        struct.error, OverflowError: a number is beyond what the header holds.
+    """
     order = byte_order(header)
     struct.pack_into(f"{order}f", header, 76, forms.qfac)
     struct.pack_into(f"{order}2h", header, 252, forms.qform_code, forms.sform_code)
@@ -146,7 +150,7 @@ def _stored_forms(raw: bytes, order: str, qfac: float, what: str) -> NiftiForms:
     return NiftiForms(
         qform_code=codes[0],
         sform_code=codes[1],
-        qfac=-1.0 if qfac < 0 else 1.0,  # the standard takes 0 as 1
+        qfac=qfac,
         quaternion=(b, c, d),
         offset=(x, y, z),
         sform=struct.unpack_from(f"{order}12f", raw, 280),
@@ -173,7 +177,8 @@ def _qform(forms: NiftiForms, pixdim: tuple[float, ...], what: str) -> Affine:
             [2 * (b * d - a * c), 2 * (c * d + a * b), a * a + d * d - b * b - c * c],
         ]
     )
-    return np.column_stack([rotation * np.array([pixdim[1], pixdim[2], forms.qfac * pixdim[3]]), forms.offset])
+    handedness = -1.0 if forms.qfac < 0 else 1.0  # the standard takes 0 as 1
+    return np.column_stack([rotation * np.array([pixdim[1], pixdim[2], handedness * pixdim[3]]), forms.offset])
 
 
 def _check_axes(name: str, affine: Affine, what: str) -> None:

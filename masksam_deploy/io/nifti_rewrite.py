@@ -23,6 +23,7 @@ def state_forms(path: Path, forms: NiftiForms) -> None:
     Raises:
         OSError: the disk is full, or the file is not whole.
         EOFError, zlib.error: the compressed file is not whole.
+        struct.error, OverflowError: a number is beyond what the header holds.
     """
     if not path.name.lower().endswith(".gz"):
         with path.open("r+b") as plain:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import struct
 import zlib
 from contextlib import suppress
 from pathlib import Path
@@ -18,7 +19,7 @@ from masksam_deploy.io.nifti_forms import SAME_PLACE_VOXELS
 from masksam_deploy.io.nifti_header import read_nifti_header
 from masksam_deploy.io.nifti_rewrite import is_nifti, state_forms
 from masksam_deploy.text import itk_reason, one_line
-from masksam_deploy.volume import Array, Geometry
+from masksam_deploy.volume import Array, Geometry, NiftiForms
 
 
 def write_checked(array: Array, geometry: Geometry, path: Path, name: str) -> None:
@@ -38,11 +39,7 @@ def write_checked(array: Array, geometry: Geometry, path: Path, name: str) -> No
     _check_carried(geometry, path, name)
     _write(array, geometry, path, name)
     if geometry.nifti_forms and is_nifti(path):
-        try:
-            state_forms(path, geometry.nifti_forms)
-        except (OSError, EOFError, zlib.error) as error:
-            reason = one_line(getattr(error, "strerror", None) or str(error))
-            raise _failed(array, path, name, f"{name}: cannot be written whole ({reason}); check the disk") from error
+        _state_forms(array, geometry.nifti_forms, path, name)
     _check_written(array, geometry, path, name)
 
 
@@ -68,6 +65,18 @@ def _write(array: Array, geometry: Geometry, path: Path, name: str) -> None:
     except RuntimeError as error:
         message = f"{name}: ITK cannot write it ({itk_reason(error)}); check the disk or use .nrrd"
         raise _failed(array, path, name, message) from error
+
+
+def _state_forms(array: Array, forms: NiftiForms, path: Path, name: str) -> None:
+    try:
+        state_forms(path, forms)
+    except (struct.error, OverflowError) as error:
+        raise OutputError(
+            f"{name}: found a qform or sform beyond what NIfTI holds, expected what a scan states; write .nrrd or .mha"
+        ) from error
+    except (OSError, EOFError, zlib.error) as error:
+        reason = one_line(getattr(error, "strerror", None) or str(error))
+        raise _failed(array, path, name, f"{name}: cannot be written whole ({reason}); check the disk") from error
 
 
 def _check_written(array: Array, geometry: Geometry, path: Path, name: str) -> None:

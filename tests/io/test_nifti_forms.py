@@ -8,6 +8,7 @@ import itertools
 import struct
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
@@ -20,7 +21,7 @@ from nibabel.quaternions import mat2quat
 from numpy.typing import NDArray
 
 from masksam_deploy.errors import OutputError, ScanError
-from masksam_deploy.io import write_labels
+from masksam_deploy.io import read_volume, write_labels
 from masksam_deploy.io.channel import Channel
 from masksam_deploy.io.grid import affine_lps
 from masksam_deploy.io.itk import open_itk_file
@@ -129,6 +130,15 @@ def test_raw_fields_of_both_forms_are_kept_bit_by_bit(tmp_path: Path) -> None:
     assert header_of(labels)[76:92] == header_of(scan)[76:92]
 
 
+def test_an_unstated_handedness_is_kept(tmp_path: Path) -> None:
+    scan = nifti(tmp_path / "a.nii", FIRST, OTHERS["rotation"], (2, 3))
+    raw = bytearray(scan.read_bytes())
+    struct.pack_into("<f", raw, 76, 0.0)
+    scan.write_bytes(raw)
+    labels = written(open_itk_file(scan), tmp_path / "b.nii")
+    assert header_of(labels)[76:92] == header_of(scan)[76:92]
+
+
 @pytest.mark.parametrize("suffix", [".nrrd", ".mha"])
 def test_formats_with_one_place_state_the_one_that_was_used(tmp_path: Path, suffix: str) -> None:
     channel = open_itk_file(nifti(tmp_path / "a.nii", FIRST, OTHERS["rotation"], (1, 4)))
@@ -152,6 +162,40 @@ def test_labels_on_another_grid_than_the_forms_are_refused(tmp_path: Path) -> No
     with pytest.raises(OutputError, match="origin"):
         write_labels(Volume(np.zeros(moved.shape_zyx, np.uint8), moved), tmp_path / "b.nii.gz")
     assert not (tmp_path / "b.nii.gz").exists()
+
+
+def test_forms_beyond_what_a_header_holds_are_refused(tmp_path: Path) -> None:
+    geometry = open_itk_file(nifti(tmp_path / "a.nii", FIRST, OTHERS["rotation"], (1, 4))).geometry
+    forms = geometry.nifti_forms
+    assert forms is not None
+    for wrong in (replace(forms, qform_code=70_000), replace(forms, offset=(1e300, 0.0, 0.0))):
+        changed = replace(geometry, nifti_forms=wrong)
+        with pytest.raises(OutputError, match="beyond what NIfTI holds"):
+            write_labels(Volume(np.zeros(changed.shape_zyx, np.uint8), changed), tmp_path / "b.nii")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.nii"]
+
+
+def test_a_disk_that_fills_up_while_the_forms_are_stated_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    geometry = open_itk_file(nifti(tmp_path / "a.nii", FIRST, OTHERS["rotation"], (1, 4))).geometry
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("masksam_deploy.io.written.state_forms", full)
+    with pytest.raises(
+        OutputError, match=r"b\.nii\.gz: cannot be written whole \(No space left on device\); check the disk"
+    ):
+        write_labels(Volume(np.zeros(geometry.shape_zyx, np.uint8), geometry), tmp_path / "b.nii.gz")
+    assert not (tmp_path / "b.nii.gz").exists()
+
+
+def test_a_volume_read_in_another_process_carries_forms_and_warnings(tmp_path: Path) -> None:
+    path = nifti(tmp_path / "a.nii.gz", FIRST, OTHERS["rotation"], (1, 4))
+    channel, volume = open_itk_file(path), read_volume(path)
+    assert volume.geometry.nifti_forms == channel.geometry.nifti_forms
+    assert volume.warnings == channel.warnings
 
 
 def test_equal_forms_give_neither_warning_nor_forms(tmp_path: Path) -> None:
