@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from masksam_export.config import ModelConfig
 from masksam_export.json_file import read_json
 from masksam_export.model import MaskSAM
 from masksam_export.plans import Plan
-from masksam_export.safe_load import load_with_digest, reason, some
+from masksam_export.safe_load import load_with_digest, quoted, reason, some
 from masksam_export.state_dict import in_float32, listed, named_tensors
 from masksam_export.weights import config_from_shapes
 
@@ -214,6 +213,6 @@ def _mirror_axes(content: Mapping[str, Any], chosen: tuple[int, ...] | None) -> 
     axes = chosen if chosen is not None else content[key]
     axes = () if axes is None else axes
     if not isinstance(axes, tuple | list) or not all(type(a) is int and a in (0, 1, 2) for a in axes):
-        raise CheckpointError(f"mirror axes are {reprlib.repr(axes)}; expected numbers out of 0, 1, 2")
+        raise CheckpointError(f"mirror axes are {quoted(axes)}; expected numbers out of 0, 1, 2")
     result = tuple(sorted(set(axes)))
     return result, f"mirroring: axes {result}" if result else "mirroring: none allowed"

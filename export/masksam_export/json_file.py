@@ -24,7 +24,9 @@ def read_json(path: str | Path) -> Any:
     file = one_line(str(path))
     try:
         with open_regular(Path(path), "an nnU-Net JSON file") as stream:
-            data = stream.read(MAX_JSON_BYTES + 1)
+            data = (
+                stream.read(MAX_JSON_BYTES + 1) or b""
+            )  # nothing, where the system's own files would have it waited for
         if len(data) > MAX_JSON_BYTES:
             raise CheckpointError(f"'{file}' is larger than {MAX_JSON_BYTES >> 20} MiB; expected an nnU-Net JSON file")
         value = json.loads(data.decode("utf-8"), object_pairs_hook=_unique)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import reprlib
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -17,7 +16,7 @@ from masksam_deploy.manifest import (
     Resampling,
 )
 from masksam_deploy.text import one_line
-from masksam_export.safe_load import some
+from masksam_export.safe_load import quoted, some
 
 RESAMPLING_FUNCTION = "resample_data_or_seg_to_shape"
 # Readers that keep the array as stored. NibabelIOWithReorient turns it to RAS: its models see other axes.
@@ -150,7 +149,7 @@ class Plan:
         ordered = sorted(values.items(), key=lambda item: item[1])
         if [value for _, value in ordered] != list(range(len(ordered))):
             raise CheckpointError(
-                f"label values are {_quoted([v for _, v in ordered])}, expected 0..{len(ordered) - 1} without gaps: "
+                f"label values are {quoted([v for _, v in ordered])}, expected 0..{len(ordered) - 1} without gaps: "
                 "the network's class index is what nnU-Net writes"
             )
         return _labels("argmax", ordered)
@@ -161,7 +160,7 @@ class Plan:
         regions = [name for name, value in entries.items() if value not in (0, [0])]
         if order is None or len(order) != len(regions):
             raise CheckpointError(
-                f"dataset.json has {len(regions)} regions but regions_class_order is {_quoted(order)}; expected one "
+                f"dataset.json has {len(regions)} regions but regions_class_order is {quoted(order)}; expected one "
                 "value each"
             )
         return _labels("regions", zip(regions, order, strict=True))
@@ -199,7 +198,7 @@ class Plan:
         values = arguments.get(group) if isinstance(arguments, dict) else None
         value = values.get(key, default) if isinstance(values, dict) else default
         if not isinstance(value, int | float) or not 0 <= value < 1:
-            raise CheckpointError(f"plans: {group}.{key} is {_quoted(value)}, expected a number from 0 to 1")
+            raise CheckpointError(f"plans: {group}.{key} is {quoted(value)}, expected a number from 0 to 1")
         return float(value)
 
     def _refuse_unsupported(self) -> None:
@@ -226,10 +225,6 @@ class Plan:
             raise CheckpointError("plans: normalization_schemes and use_mask_for_norm have different lengths")
 
 
-def _quoted(value: Any) -> str:
-    return one_line(reprlib.repr(value), limit=200)
-
-
 def _count(value: Any) -> int:
     """How many values there are in a value, up to a few more than `MAX_ENTRIES`."""
     total, waiting = 0, [value]
@@ -249,7 +244,7 @@ def _inherit(configurations: Mapping[str, dict[str, Any]], name: str) -> dict[st
     while current is not None:
         if not isinstance(current, str) or current not in configurations or current in chain:
             raise CheckpointError(
-                f"the plans have no usable configuration {_quoted(current)}; found {some(sorted(configurations))}: "
+                f"the plans have no usable configuration {quoted(current)}; found {some(sorted(configurations))}: "
                 "choose one with --configuration"
             )
         if len(chain) == MAX_ANCESTORS:
@@ -277,7 +272,7 @@ def _parse(model: type[_Model], data: Mapping[str, Any], source: str) -> _Model:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        found = f"'{one_line(where)}': {one_line(first['msg'].lower(), limit=300)}, found {_quoted(first['input'])}"
+        found = f"'{one_line(where)}': {one_line(first['msg'].lower(), limit=300)}, found {quoted(first['input'])}"
         problem = found if where else one_line(first["msg"], limit=300)
         raise CheckpointError(
             f"{source}: {problem}; expected what nnU-Net writes: correct it, or pass --plans and --dataset"

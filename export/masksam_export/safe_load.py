@@ -8,6 +8,7 @@ from __future__ import annotations
 import mmap
 import os
 import re
+import reprlib
 import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,6 +26,8 @@ from masksam_export.torch_pickle import StorageRef, TensorSpec, UnusualTensor
 
 MOST_NAMED = 8
 MAX_LISTED = 500
+MAX_FILE_BYTES = 64 * 2**30
+"""Several times the largest official checkpoint; a file with a hole of terabytes costs nothing to make."""
 MAX_REASON = 300
 
 
@@ -49,6 +52,8 @@ def load_with_digest(path: Path) -> tuple[dict[Any, Any], str]:
     try:
         with open_regular(path, "a checkpoint: checkpoint_final.pth or a state dict") as file:
             before = _state(file)
+            if before[0] > MAX_FILE_BYTES:
+                raise DamagedError(f"it has {before[0]:,} bytes, expected at most {MAX_FILE_BYTES:,}")
             contents = read_contents(file)
             value = Copier(_Tensors(file, contents.regions).made).copy(contents.value)
             if _state(file) != before:
@@ -160,6 +165,11 @@ def some(names: Sequence[str], limit: int = MOST_NAMED) -> str:
         listed.append(cut)
     rest = f" and {len(names) - len(listed)} more" if len(names) > len(listed) else ""
     return ", ".join(listed) + rest
+
+
+def quoted(value: Any) -> str:
+    """What a value looks like, on one line, cut."""
+    return one_line(reprlib.repr(value), limit=200)
 
 
 def reason(error: Exception) -> str:

@@ -130,6 +130,7 @@ MEMORY: dict[str, Make] = {
     "legacy storage of 2**40 values": lambda: legacy(
         legacy_tensor(2**40), b"](" + text("7") + b"e", pack("<Q", 2**40) + bytes(16)
     ),
+    "100,000 entries": lambda: write.zipped({f"{index:x}": b"" for index in range(100_000)}),
     "table of contents of 9 MB": lambda: write.zipped({f"archive/{'n' * 200}{index}": b"" for index in range(36_000)}),
 }
 TIME: dict[str, Make] = {
