@@ -16,6 +16,7 @@ import numpy as np
 from masksam_deploy.errors import ScanError
 from masksam_deploy.io.dicom import check_kind, is_dicom_file, is_junk
 from masksam_deploy.io.itk import scan_suffix
+from masksam_deploy.paths import check_name, resolved
 from masksam_deploy.text import one_line, shown
 from masksam_deploy.volume import Volume
 
@@ -61,6 +62,7 @@ def find_scans(
     """
     entries: list[Path] = []
     for path in paths:
+        check_name(path, ScanError)
         try:
             if not os.path.lexists(path):
                 raise ScanError(
@@ -92,7 +94,7 @@ def without_suffix(name: str) -> str:
 def _entries_at(path: Path, aside: Collection[Path], tell: Callable[[str], None] | None) -> list[Path]:
     """Files, or folders with a DICOM series."""
     check_kind(path)
-    if path.resolve() in aside:
+    if resolved(path, ScanError) in aside:
         return []
     if path.is_file():
         return [path]
@@ -101,7 +103,7 @@ def _entries_at(path: Path, aside: Collection[Path], tell: Callable[[str], None]
         check_kind(entry)
     files = [entry for entry in inside if entry.is_file()]
     images, others = [file for file in files if scan_suffix(file)], [file for file in files if not scan_suffix(file)]
-    folders = [entry for entry in inside if entry.is_dir() and entry.resolve() not in aside]
+    folders = [entry for entry in inside if entry.is_dir() and resolved(entry, ScanError) not in aside]
     slices = list(islice(filter(_is_slice, others), 1))  # thousands may follow
     kinds = {"image files": images[:1], "DICOM slices": slices, "folders": folders[:1]}
     found = [f"{kind} (such as {shown(first[0].name)})" for kind, first in kinds.items() if first]

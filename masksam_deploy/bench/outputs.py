@@ -8,7 +8,8 @@ from masksam_deploy.atomic import atomic_path, check_writable
 from masksam_deploy.bench.html import html_report
 from masksam_deploy.bench.results import BenchResult
 from masksam_deploy.comparison import DisagreementError
-from masksam_deploy.errors import OutputError
+from masksam_deploy.errors import BundleError, OutputError
+from masksam_deploy.paths import resolved
 from masksam_deploy.text import one_line, shown
 
 
@@ -23,7 +24,7 @@ def check_outputs(bundle: Path, json_path: Path | None, html_path: Path | None) 
             continue
         if path.suffix.lower() != suffix:
             raise OutputError(f"'{shown(path)}': found '{path.suffix}' as its type, expected {suffix}; rename it")
-        if bundle.resolve() in path.resolve().parents:
+        if resolved(bundle, BundleError) in resolved(path, OutputError).parents:
             raise OutputError(f"'{shown(path)}' lies inside the bundle, which must stay as it is; write elsewhere")
         check_writable(path)
 

@@ -18,10 +18,13 @@ from masksam_deploy.bundle import Bundle
 from masksam_deploy.cli.progress import progress_bar
 from masksam_deploy.cli.running import Running, how_mirrored, open_segmenter, scores_came_down, what_ran
 from masksam_deploy.cli.stdout import discard_stdout
-from masksam_deploy.errors import MaskSamError, OutputError, ScanError, ScansFailedError
+from masksam_deploy.cli.warn import warn
+from masksam_deploy.errors import BundleError, MaskSamError, OutputError, ScanError, ScansFailedError
+from masksam_deploy.io.isolation import start_reading
 from masksam_deploy.ledger import Ledger, Past, Run
 from masksam_deploy.ledger_file import LEDGER_NAME, LedgerInUseError
 from masksam_deploy.overlay import require_pillow
+from masksam_deploy.paths import resolved
 from masksam_deploy.profiles import in_words
 from masksam_deploy.report import Stopwatch
 from masksam_deploy.results import Outputs
@@ -59,6 +62,7 @@ def infer_folder(paths: Sequence[Path], bundle: Path, wanted: Wanted, how: Runni
     """
     if wanted.overlays:
         require_pillow()
+    start_reading()
     watch = Stopwatch()
     with watch.stage("verify_bundle"):
         loaded = Bundle.load(bundle)
@@ -93,7 +97,8 @@ def _jobs(paths: Sequence[Path], bundle: Path, wanted: Wanted, channels: int) ->
         OutputError: the outputs would lie among the inputs.
     """
     _check_place(paths, bundle, wanted.folder)
-    scans = find_scans(paths, channels, aside={wanted.folder.resolve(), bundle.resolve()})
+    aside = {resolved(wanted.folder, OutputError), resolved(bundle, BundleError)}
+    scans = find_scans(paths, channels, aside, warn)
     jobs = [Job(scan, _outputs(scan, wanted)) for scan in scans]
     _check_outputs(jobs, wanted.folder)
     names: dict[str, Job] = {}
@@ -115,21 +120,21 @@ def _outputs(scan: ScanFiles, wanted: Wanted) -> Outputs:
 
 
 def _check_place(paths: Sequence[Path], bundle: Path, folder: Path) -> None:
-    target = folder.resolve()
-    if bundle.resolve() in (target, *target.parents):
+    target = resolved(folder, OutputError)
+    if resolved(bundle, BundleError) in (target, *target.parents):
         raise OutputError(f"'{shown(folder)}' lies inside the bundle, which must stay as it is; write elsewhere")
-    if target in {path.resolve() for path in paths}:
+    if target in {resolved(path, ScanError) for path in paths}:
         raise OutputError(_AMONG_SCANS.format(shown(folder)))
 
 
 def _check_outputs(jobs: Sequence[Job], folder: Path) -> None:
-    target = folder.resolve()
-    scans = {path.resolve() for job in jobs for path in job.scan.paths}
+    target = resolved(folder, OutputError)
+    scans = {resolved(path, ScanError) for job in jobs for path in job.scan.paths}
     if scans & {target, *target.parents}:
         raise OutputError(_AMONG_SCANS.format(shown(folder)))
     for job in jobs:
         for path in job.outputs.named().values():
-            if path.resolve() in scans:
+            if resolved(path, OutputError) in scans:
                 raise OutputError(f"'{shown(path)}' is one of the scans; give another folder")
 
 
@@ -203,6 +208,8 @@ class _Teller:
         again = "done again: " if entry.is_done else ""
         note = f" ({again}{one_line(entry.note, limit=300)})" if entry.note else ""
         self.say(f"{self._told}/{self._count} {one_line(entry.name)}: {_outcome(entry)}{note}")
+        for warning in _warnings(entry):
+            warn(f"{one_line(entry.name)}: {warning}")
 
     @contextmanager
     def bar(self, job: Job) -> Iterator[Progress | None]:
@@ -210,6 +217,12 @@ class _Teller:
         title = one_line(job.name)
         with progress_bar(title) as progress:
             yield partial(progress, title) if progress else None
+
+
+def _warnings(entry: Entry) -> list[str]:
+    """Of a scan that this run segmented; those of skipped ones were told by the run that did them."""
+    found = (entry.report or {}).get("warnings") if entry.status == "done" else None
+    return [str(warning) for warning in found] if isinstance(found, list) else []
 
 
 def _outcome(entry: Entry) -> str:

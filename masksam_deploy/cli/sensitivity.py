@@ -50,6 +50,7 @@ def sensitivity(
             raise MissingDependencyError(package, "cpu,engines", "quantising graphs")
     from masksam_deploy.bundle import Bundle
     from masksam_deploy.cli.progress import progress_bar
+    from masksam_deploy.cli.warn import warn
     from masksam_deploy.engines.calibration import calibration_windows
     from masksam_deploy.engines.exclusions import Exclusions, default_path, write_exclusions
     from masksam_deploy.engines.quantisation import Calibrator
@@ -61,7 +62,7 @@ def sensitivity(
     target = output or default_path(loaded)
     if output:
         _check_output(output, bundle)
-    windows = calibration_windows(loaded, find_scans(calibration, loaded.channels))
+    windows = calibration_windows(loaded, find_scans(calibration, loaded.channels, tell=warn))
     with bounded_network(), progress_bar("calibrating") as progress:
         found = measure_sensitivity(
             loaded,

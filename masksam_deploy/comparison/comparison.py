@@ -15,6 +15,7 @@ from masksam_deploy.comparison.overlap import ClassOverlap, Overlap, overlap
 from masksam_deploy.comparison.side import Side, check_comparable
 from masksam_deploy.errors import ScanError
 from masksam_deploy.io import read_volume
+from masksam_deploy.paths import resolved
 from masksam_deploy.segmenter import BYTES_PER_VOXEL
 from masksam_deploy.text import shown
 from masksam_deploy.volume import Geometry, Volume
@@ -134,10 +135,11 @@ def _check_scans(paths: Sequence[Path]) -> None:
     """Refuse what is plainly wrong before minutes of work on the scans before it."""
     if not paths:
         raise ScanError("found no scans, expected at least one; name some")
+    different = {resolved(path, ScanError) for path in paths}
     missing = next((path for path in paths if not path.exists()), None)
     if missing:
         raise ScanError(f"{shown(missing)}: found no such file, expected a scan; check the path")
-    if len({path.resolve() for path in paths}) < len(paths):
+    if len(different) < len(paths):
         raise ScanError("found one scan given twice, expected different ones; name each once")
 
 

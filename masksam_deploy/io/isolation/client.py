@@ -23,6 +23,7 @@ from masksam_deploy.io.isolation.limits import seconds_to_decode, seconds_to_ope
 from masksam_deploy.io.isolation.server import NEW, STATUS
 from masksam_deploy.io.isolation.shared import SharedArray
 from masksam_deploy.io.isolation.wire import Message, Wire, WireError
+from masksam_deploy.paths import check_name
 from masksam_deploy.text import one_line, shown
 from masksam_deploy.volume import Geometry, NiftiForms
 
@@ -195,6 +196,7 @@ class IsolatedScan:
     """
 
     def __init__(self, path: Path) -> None:
+        check_name(path, ScanError)
         self.name = shown(path)
         try:
             self._worker: _Worker = _ForkedWorker(_SERVER) if _FORKS else _SpawnedWorker()
