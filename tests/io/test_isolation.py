@@ -185,3 +185,13 @@ def test_nested_messages_are_no_message(tmp_path: Path) -> None:
     file.write_bytes(len(content).to_bytes(4, "little") + content)
     with file.open("rb") as reader, pytest.raises(WireError):
         Wire(reader, reader).receive()
+
+
+def test_a_limit_on_the_size_of_files_is_named(data: Path) -> None:
+    code = (
+        "import resource, sys; from masksam_deploy.io import read_volume\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)); read_volume(sys.argv[1])"
+    )
+    command = [sys.executable, "-c", code, str(data / "dicom" / "oblique")]
+    said = subprocess.run(command, capture_output=True, text=True, check=False).stderr
+    assert "expected at least 60000 bytes; raise the limit (ulimit -f)" in said
