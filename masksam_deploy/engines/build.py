@@ -224,9 +224,10 @@ def _sweep(store: Path) -> None:
     clean(store)
     for folder in store.glob(f"{BUILDING}*"):
         if _UNLOCKED.fullmatch(folder.name) and not folder.is_symlink() and folder.is_dir():
-            latest = max(path.lstat().st_mtime for path in (folder, *folder.iterdir()))
-            if time.time() - latest > _ABANDONED_SECONDS:
-                remove_any(folder)
+            with suppress(FileNotFoundError):  # its build has just ended
+                latest = max(path.lstat().st_mtime for path in (folder, *folder.iterdir()))
+                if time.time() - latest > _ABANDONED_SECONDS:
+                    remove_any(folder)
 
 
 def open_typed(
