@@ -47,7 +47,8 @@ def _check_carried(geometry: Geometry, path: Path, name: str) -> None:
     """Refuse a place that the float32 numbers of NIfTI cannot tell from its neighbours'."""
     if not is_nifti(path):
         return
-    farthest = np.float32(max(map(abs, geometry.origin_lps)))
+    with np.errstate(over="ignore"):
+        farthest = np.float32(max(map(abs, geometry.origin_lps)))
     if not np.spacing(farthest) <= SAME_PLACE_VOXELS * min(geometry.spacing_xyz):
         raise OutputError(
             f"{name}: the format cannot carry the geometry: origin {geometry.origin_lps}; write .nrrd or .mha instead"

@@ -144,6 +144,7 @@ def test_arrays_that_are_no_label_map_are_refused(tmp_path: Path, array: np.ndar
         ((1, 1, 1), (float("nan"), 0, 0), None, "not finite"),
         ((1, 1, 1), (0, 0, 0), (1.0, 0.2, 0, 0, 1, 0, 0, 0, 1), "sheared"),
         ((1, 1, 1), (1e9 + 0.3, 0, 0), None, "cannot carry the geometry: origin"),
+        ((1, 1, 1), (0, -1e300, 0), None, "cannot carry the geometry: origin"),
     ],
 )
 def test_a_geometry_that_nifti_cannot_carry_is_refused(
