@@ -43,8 +43,9 @@ def age(folder: Path) -> list[str]:
     """Let two minutes pass for all hidden files and folders, as for a process that starts then; gives their names."""
     temporaries._cleaned.clear()
     hidden = [path for path in folder.iterdir() if path.name.startswith(".")]
-    for path in hidden:
+    for path in sorted(hidden, key=lambda path: path.lstat().st_ctime_ns):  # which this sets anew
         os.utime(path, (time.time() - 120,) * 2, follow_symlinks=False)
+        time.sleep(0.01)
     return sorted(path.name for path in hidden)
 
 
