@@ -106,7 +106,7 @@ def itk_reading(header: bytes, suffix: str, what: str) -> ItkReading:
     """
     with _temporary(header, suffix, what) as path, quiet_itk():
         reader = SimpleITK.ImageFileReader()
-        reader.SetFileName(itk_path(path))
+        reader.SetFileName(path)
         reader.SetImageIO(_IMAGE_IO[suffix])
         try:
             reader.ReadImageInformation()
@@ -160,7 +160,7 @@ def check_same_place(itk: ItkReading, geometry: Geometry, what: str) -> None:
 
 
 @contextmanager
-def _temporary(header: bytes, suffix: str, what: str) -> Iterator[Path]:
+def _temporary(header: bytes, suffix: str, what: str) -> Iterator[str]:
     try:
         folder = tempfile.TemporaryDirectory(prefix="masksam-header-")
     except OSError as error:
@@ -169,16 +169,17 @@ def _temporary(header: bytes, suffix: str, what: str) -> Iterator[Path]:
         path = Path(name) / f"header{suffix}"
         try:
             path.write_bytes(header)
-        except OSError as error:
+            in_utf8 = itk_path(path)
+        except (OSError, UnicodeError) as error:
             raise _no_room(what, error) from error
-        yield path
+        yield in_utf8
 
 
-def _no_room(what: str, error: OSError) -> ScanError:
-    reason = one_line(error.strerror or str(error))
+def _no_room(what: str, error: OSError | UnicodeError) -> ScanError:
+    reason = one_line(getattr(error, "strerror", None) or str(error))
     return ScanError(
         f"{what}: found no room for a temporary file ({reason}), expected a few kB; set TMPDIR to a folder that can be "
-        "written"
+        "written, with a name in UTF-8"
     )
 
 

@@ -18,7 +18,7 @@ from masksam_deploy.io.itk_header import itk_path, quiet_itk
 from masksam_deploy.io.nifti_forms import SAME_PLACE_VOXELS
 from masksam_deploy.io.nifti_header import read_nifti_header
 from masksam_deploy.io.nifti_rewrite import is_nifti, state_forms
-from masksam_deploy.text import itk_reason, one_line
+from masksam_deploy.text import NOT_UTF8, itk_reason, one_line
 from masksam_deploy.volume import Array, Geometry, NiftiForms
 
 
@@ -66,6 +66,8 @@ def _write(array: Array, geometry: Geometry, path: Path, name: str) -> None:
     except RuntimeError as error:
         message = f"{name}: ITK cannot write it ({itk_reason(error)}); check the disk or use .nrrd"
         raise _failed(array, path, name, message) from error
+    except UnicodeError as error:
+        raise OutputError(f"{name}: {NOT_UTF8}") from error
 
 
 def _state_forms(array: Array, forms: NiftiForms, path: Path, name: str) -> None:

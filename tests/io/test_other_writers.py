@@ -382,5 +382,9 @@ def test_no_temporary_files_are_left(tmp_path: Path, monkeypatch: pytest.MonkeyP
         (tmp_path / "scan.nrrd").write_bytes(NRRD.replace("(1,0,0)", "(1,0.0009,0)").encode() + b"\n" + RAW)
         open_itk_file(tmp_path / "scan.nrrd")
         assert list((tmp_path / "tmp").iterdir()) == []
+        (tmp_path / os.fsdecode(b"caf\xe9")).mkdir()
+        for folder in ("missing", os.fsdecode(b"caf\xe9")):
+            patched.setattr(tempfile, "tempdir", str(tmp_path / folder))
+            assert "set TMPDIR" in refusal(tmp_path / "scan.mha")
         patched.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
         assert "no room for a temporary file" in refusal(tmp_path / "scan.mha")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,15 @@ def test_whole_numbers_take_two_bytes_and_others_four(tmp_path: Path) -> None:
     for values, size in ((np.arange(24.0), 2), (np.arange(24.0) / 7, 4), (np.arange(24.0) * 1e4, 4)):
         write_scan(volume(values.reshape(2, 3, 4).astype(np.float32)), 0, tmp_path / "scan.nii.gz")
         assert len(gzip.decompress((tmp_path / "scan.nii.gz").read_bytes())) == 352 + 24 * size
+
+
+def test_a_folder_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    with pytest.raises(OutputError, match="not UTF-8"):
+        write_scan(volume(np.zeros((2, 3, 4), np.float32)), 0, folder / "a.nii.gz")
+    assert list(tmp_path.iterdir()) == [folder]
+    assert list(folder.iterdir()) == []
 
 
 def test_other_types_are_refused(tmp_path: Path) -> None:
