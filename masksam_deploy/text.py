@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -20,10 +21,10 @@ NOT_UTF8 = "the path holds bytes that are not UTF-8, expected a name in UTF-8; r
 
 
 def is_utf8(path: str | Path) -> bool:
-    """Whether C++ libraries can be given the path: Python's stand-ins for undecodable bytes abort the process."""
+    """Whether a name's bytes are UTF-8, whatever the locale says: C++ libraries take it as that, and abort on others."""
     try:
-        str(path).encode("utf-8")
-    except UnicodeEncodeError:
+        os.fsencode(path).decode("utf-8")
+    except UnicodeError:
         return False
     return True
 

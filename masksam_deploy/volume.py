@@ -24,7 +24,7 @@ class NiftiForms:
 
     Attributes:
         qform_code, sform_code: what each form refers to, 1 to 5.
-        qfac: `pixdim[0]`, 1 or -1.
+        qfac: `pixdim[0]`, 1, -1 or 0, which means 1.
         quaternion: b, c, d.
         offset: of the qform, mm.
         sform: three rows of four numbers, row by row.

@@ -120,8 +120,8 @@ def _allocate(shape_czyx: tuple[int, ...], name: str, max_voxels: int | None) ->
     except (MemoryError, OSError, ValueError, OverflowError) as error:
         if isinstance(error, OSError) and error.errno == errno.EFBIG:
             raise MemoryLimitError(
-                f"{name}: found a limit on the size of files, which memory shared between processes counts as, expected "
-                f"at least {4 * voxels} bytes; raise the limit (ulimit -f)"
+                f"{name}: found a limit on the size of files, which memory shared between processes counts as, "
+                f"expected at least {4 * voxels} bytes; raise the limit (ulimit -f)"
             ) from error
         raise MemoryLimitError(
             f"{name}: found {voxels} voxels ({times(shape_czyx)}), expected what fits into memory; crop or resample "

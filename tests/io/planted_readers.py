@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -52,6 +53,11 @@ def _say_nonsense() -> None:
     os._exit(0)
 
 
+def _leave_litter() -> None:
+    tempfile.mkdtemp()
+    _crash()
+
+
 _DEEDS: dict[str, Callable[[], None]] = {
     "crash": _crash,
     "loop": _loop,
@@ -59,6 +65,7 @@ _DEEDS: dict[str, Callable[[], None]] = {
     "memory": _take_memory,
     "leave": _leave,
     "fail": _fail,
+    "litter": _leave_litter,
     "nonsense": _say_nonsense,
 }
 

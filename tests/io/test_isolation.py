@@ -187,6 +187,16 @@ def test_nested_messages_are_no_message(tmp_path: Path) -> None:
         Wire(reader, reader).receive()
 
 
+@pytest.mark.parametrize("planted", ["forked"], indirect=True)
+@pytest.mark.usefixtures("planted")
+def test_temporary_files_of_killed_workers_go_with_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    refusal(tmp_path / "open-litter.nii")
+    client._SERVER.stop()
+    assert not list((tmp_path / "temporary").iterdir())
+
+
 def test_a_limit_on_the_size_of_files_is_named(data: Path) -> None:
     code = (
         "import resource, sys; from masksam_deploy.io import read_volume\n"

@@ -12,7 +12,9 @@ import signal
 import socket
 import struct
 import sys
-from contextlib import suppress
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from types import FrameType
 
@@ -36,8 +38,21 @@ def main() -> None:
     """Fork workers for as long as the process that started this one keeps the connection open."""
     for name in _LOADED:
         import_module(name)
-    with socket.socket(fileno=int(sys.argv[1])) as control:
+    with socket.socket(fileno=int(sys.argv[1])) as control, _temporary_files():
         _Server(control).run()
+
+
+@contextmanager
+def _temporary_files() -> Iterator[None]:
+    """A folder for the temporary files of all workers: one that is killed leaves its own; all go at the end."""
+    try:
+        folder = tempfile.TemporaryDirectory(prefix="masksam-readers-")
+    except OSError:  # the worker that needs one will say so
+        yield
+        return
+    with folder as name:
+        tempfile.tempdir = name
+        yield
 
 
 class _Server:
