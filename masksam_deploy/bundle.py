@@ -190,6 +190,7 @@ def check_target(target: Path, *, force: bool) -> None:
     Raises:
         OutputError: it exists and `force` is not given, or what exists is no bundle.
     """
+    settle(Path(os.path.abspath(target)))  # noqa: PTH100  what a killed run set aside counts as there
     if not os.path.lexists(target):
         return
     if not force:

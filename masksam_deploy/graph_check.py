@@ -23,8 +23,8 @@ from typing import NamedTuple
 
 from masksam_deploy.errors import BundleError
 from masksam_deploy.paths import open_regular
+from masksam_deploy.protobuf import LENGTH, VARINT, Field, WireError, WireReader
 from masksam_deploy.text import one_line, shown
-from masksam_deploy.wire import LENGTH, VARINT, Field, WireError, WireReader
 
 LARGEST_FILE = 2**31 - 1
 """Bytes: where protobuf ends. Larger graphs keep their weights in a file beside them."""

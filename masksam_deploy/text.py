@@ -21,7 +21,7 @@ NOT_UTF8 = "the path holds bytes that are not UTF-8, expected a name in UTF-8; r
 
 
 def is_utf8(path: str | Path) -> bool:
-    """Whether a name's bytes are UTF-8, whatever the locale says: C++ libraries take it as that, and abort on others."""
+    """Whether a name's bytes are UTF-8, whatever the locale: C++ libraries take it as that, and abort on others."""
     try:
         os.fsencode(path).decode("utf-8")
     except UnicodeError:

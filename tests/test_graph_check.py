@@ -18,7 +18,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper
 from masksam_deploy import graph_check
 from masksam_deploy.errors import BundleError
 from masksam_deploy.graph_check import check_graph
-from masksam_deploy.wire import WireReader
+from masksam_deploy.protobuf import WireReader
 from tests.engines.small_bundle import Weights
 
 DOMAIN = "masksam"

@@ -18,7 +18,8 @@ from masksam_export.config import ModelConfig
 from masksam_export.json_file import read_json
 from masksam_export.model import MaskSAM
 from masksam_export.plans import Plan
-from masksam_export.safe_load import load_with_digest, quoted, reason, some
+from masksam_export.quoting import quoted, reason, some
+from masksam_export.safe_load import load_with_digest
 from masksam_export.state_dict import in_float32, listed, named_tensors
 from masksam_export.weights import config_from_shapes
 

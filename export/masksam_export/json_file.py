@@ -9,7 +9,8 @@ from typing import Any
 from masksam_deploy.errors import CheckpointError
 from masksam_deploy.text import one_line
 from masksam_export.plain_values import Copier, DamagedError, no_leaf
-from masksam_export.safe_load import open_regular, reason
+from masksam_export.quoting import reason
+from masksam_export.safe_load import open_regular
 
 MAX_JSON_BYTES = 16 * 2**20
 

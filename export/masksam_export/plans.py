@@ -16,7 +16,7 @@ from masksam_deploy.manifest import (
     Resampling,
 )
 from masksam_deploy.text import one_line
-from masksam_export.safe_load import quoted, some
+from masksam_export.quoting import quoted, some
 
 RESAMPLING_FUNCTION = "resample_data_or_seg_to_shape"
 # Readers that keep the array as stored. NibabelIOWithReorient turns it to RAS: its models see other axes.

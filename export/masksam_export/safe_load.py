@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import mmap
 import os
-import re
-import reprlib
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,14 +19,12 @@ from masksam_deploy.errors import CheckpointError
 from masksam_deploy.text import one_line
 from masksam_export.pickle_walk import UnsafeObjectsError
 from masksam_export.plain_values import Copier, DamagedError
+from masksam_export.quoting import reason, some
 from masksam_export.torch_archive import Region, read_contents
 from masksam_export.torch_pickle import StorageRef, TensorSpec, UnusualTensor
 
-MOST_NAMED = 8
-MAX_LISTED = 500
 MAX_FILE_BYTES = 64 * 2**30
 """Several times the largest official checkpoint; a file with a hole of terabytes costs nothing to make."""
-MAX_REASON = 300
 
 
 def load_mapping(path: Path) -> dict[Any, Any]:
@@ -153,28 +149,3 @@ def _why_unsafe(name: str, unsafe: tuple[str, ...]) -> str:
         "objects can run code when loaded, so it was not loaded. Save the weights as plain tensors, "
         "torch.save({'network_weights': model.state_dict()}, ...), and pass --plans and --dataset"
     )
-
-
-def some(names: Sequence[str], limit: int = MOST_NAMED) -> str:
-    """The first names of a list, each cut, at most 500 characters of them, and how many more there are."""
-    listed: list[str] = []
-    for name in names[:limit]:
-        cut = one_line(name, limit=160)
-        if listed and len(", ".join([*listed, cut])) > MAX_LISTED:
-            break
-        listed.append(cut)
-    rest = f" and {len(names) - len(listed)} more" if len(names) > len(listed) else ""
-    return ", ".join(listed) + rest
-
-
-def quoted(value: Any) -> str:
-    """What a value looks like, on one line, cut."""
-    return one_line(reprlib.repr(value), limit=200)
-
-
-def reason(error: Exception) -> str:
-    """What an exception says, on one line: the first, without C++'s stack, cut."""
-    lines = [line.strip() for line in str(error)[:10_000].splitlines()]
-    useful = next((line for line in lines if line), "")
-    text = re.split(r"\(1\) ", useful)[0]
-    return one_line(text.strip().rstrip(".:") or type(error).__name__, limit=MAX_REASON)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from masksam_deploy.errors import CheckpointError
 from masksam_deploy.text import one_line
-from masksam_export.safe_load import some
+from masksam_export.quoting import some
 from masksam_export.torch_pickle import INFLATED, UnusualTensor
 
 MAX_TENSORS = 20_000

@@ -149,6 +149,33 @@ class OnnxRuntimeSession:
             raise BackendError(f"{name} does not {what} ONNX Runtime: {reason}") from error
 
 
+class BareSession:
+    """A graph that is not one of a bundle's, such as one with further outputs; signals end loading and running it.
+
+    Args:
+        path: of the graph, one that was made here or looked at (`check_graph`).
+        options: ONNX Runtime's session options.
+        providers: as ONNX Runtime takes them.
+    """
+
+    def __init__(self, path: Path, options: Any, providers: list[Any]) -> None:
+        self._runtime = import_runtime()
+        self.session: Any = interruptible(
+            lambda: self._runtime.InferenceSession(str(path), options, providers=providers)
+        )
+
+    def run(self, outputs: list[str] | None, feeds: Any) -> list[Any]:
+        """As ONNX Runtime's, with its exceptions."""
+        options = self._runtime.RunOptions()
+        options.log_severity_level = _FATAL_ONLY
+
+        def stop() -> None:
+            options.terminate = True
+
+        results: list[Any] = interruptible(lambda: self.session.run(outputs, feeds, options), stop)
+        return results
+
+
 def runtime_version() -> str:
     """The installed ONNX Runtime."""
     return str(import_runtime().__version__)

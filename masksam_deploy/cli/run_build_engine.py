@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,7 @@ def run_build_engine(
     from masksam_deploy.engines.exclusions import read_exclusions
     from masksam_deploy.engines.gate import validation_cases, with_references
     from masksam_deploy.engines.spec import EngineSpec
+    from masksam_deploy.memory import bounded_network
     from masksam_deploy.scans import find_scans
 
     loaded = Bundle.load(bundle)
@@ -103,7 +105,8 @@ def run_build_engine(
         command=_command(),
     )
     started = time.perf_counter()
-    with progress_bar("calibrating") as progress:
+    on_cpu = target == "onnxruntime" and device == "cpu"
+    with progress_bar("calibrating") as progress, bounded_network() if on_cpu else nullcontext():
         result = build_engine(loaded, open_builder(target, device=device), request, progress)
     if as_json:
         content = {"engine": str(result.engine.folder), **result.engine.record.model_dump(mode="json")}

@@ -159,8 +159,9 @@ class GraphFeeds:
         free = shutil.disk_usage(self._folder.name).free
         if needed > free:
             raise OutputError(
-                f"{self._folder.name}: found {free / 2**30:.1f} GiB free, expected {needed / 2**30:.1f} for what "
-                f"{self.count} windows pass from graph to graph; set TMPDIR to a larger disk, or use fewer windows"
+                f"the folder for temporary files, {shown(tempfile.gettempdir())}: found {free / 2**30:.1f} GiB free, "
+                f"expected {needed / 2**30:.1f} for what {self.count} windows pass from graph to graph; set TMPDIR to "
+                "a larger disk, or use fewer windows"
             )
 
     def _keep_images(self, windows: Sequence[Window]) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from masksam_deploy.backends.onnxruntime import import_runtime, session_options
+from masksam_deploy.backends.onnxruntime import BareSession, import_runtime, session_options
 from masksam_deploy.engines.graph_types import GraphIndex, Shape, copied, save_model, tensor_shapes
 
 Calibrator: TypeAlias = Literal["percentile", "entropy"]
@@ -286,9 +286,7 @@ def _calibrator(path: Path, tensors: set[str], method: Calibrator, threads: int 
         def create_inference_session(self) -> None:
             session = session_options(runtime, threads)
             session.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
-            self.infer_session = runtime.InferenceSession(
-                self.augmented_model_path, session, providers=["CPUExecutionProvider"]
-            )
+            self.infer_session = BareSession(Path(self.augmented_model_path), session, ["CPUExecutionProvider"])
 
     large = path.with_name(f"{path.name}.data").exists()
     made = Chosen(

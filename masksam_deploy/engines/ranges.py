@@ -12,7 +12,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto
 
-from masksam_deploy.backends.onnxruntime import import_runtime, session_options
+from masksam_deploy.backends.onnxruntime import BareSession, import_runtime, session_options
 from masksam_deploy.engines.graph_types import MOVEMENT, GraphIndex, copied, save_model
 
 Feeds = Mapping[str, NDArray[np.float32]]
@@ -70,9 +70,9 @@ def _session(path: Path, threads: int | None) -> Callable[[Feeds], dict[str, Any
     options = session_options(runtime, threads)
     # By default every tensor would be kept until all have been computed, and only then looked at.
     options.execution_order = runtime.ExecutionOrder.PRIORITY_BASED
-    session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    inputs = [value.name for value in session.get_inputs()]
-    outputs = [value.name for value in session.get_outputs()]
+    session = BareSession(path, options, ["CPUExecutionProvider"])
+    inputs = [value.name for value in session.session.get_inputs()]
+    outputs = [value.name for value in session.session.get_outputs()]
 
     def run(feeds: Feeds) -> dict[str, Any]:
         results = session.run(outputs, {name: feeds[name] for name in inputs})

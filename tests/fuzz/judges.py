@@ -13,9 +13,10 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -173,18 +174,25 @@ def _checkpoint(name: str, content: bytes, path: Path) -> Outcome:
     import torch
 
     from masksam_export.checkpoint import load_checkpoint
-    from tests.fuzz.torch_files import BASE
 
     path.write_bytes(content)
     with _refusals():
         weights = load_checkpoint(path).model.state_dict()
         if not name.startswith("damaged-"):
             return "read, nothing to compare with"
-        original = load_checkpoint(BASE).model.state_dict()
+        original = _original_weights()
         if not all(torch.equal(value, original[key]) for key, value in weights.items()):
             raise FaultError("other weights than the original's")
         return "read and right"
     return "refused"
+
+
+@lru_cache
+def _original_weights() -> dict[str, Any]:
+    from masksam_export.checkpoint import load_checkpoint
+    from tests.fuzz.torch_files import BASE
+
+    return load_checkpoint(BASE).model.state_dict()
 
 
 def _batch(batch: list[tuple[str, bytes]], bundle: Path, work: Path) -> Outcome:

@@ -17,7 +17,8 @@ from masksam_deploy.text import one_line
 from masksam_export.model import MaskSAM
 from masksam_export.model.depth_adapter import DepthConvAdapter, DepthMlpAdapter
 from masksam_export.official import ACDC, AMOS, SYNAPSE
-from masksam_export.safe_load import load_mapping, some
+from masksam_export.quoting import some
+from masksam_export.safe_load import load_mapping
 from masksam_export.state_dict import named_tensors
 from masksam_export.training.freezing import SAM_PREFIX, is_added_to_sam
 

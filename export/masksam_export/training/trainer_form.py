@@ -16,7 +16,8 @@ from masksam_deploy.atomic import atomic_path
 from masksam_deploy.errors import CheckpointError
 from masksam_deploy.text import one_line
 from masksam_export.model import MaskSAM
-from masksam_export.safe_load import load_mapping, reason
+from masksam_export.quoting import reason
+from masksam_export.safe_load import load_mapping
 from masksam_export.state_dict import in_float32, named_tensors
 from masksam_export.training.history import Epoch
 

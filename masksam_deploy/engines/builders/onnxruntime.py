@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from masksam_deploy.atomic import atomic_path, check_writable
 from masksam_deploy.backends.base import Device
-from masksam_deploy.backends.onnxruntime import PROVIDERS, import_runtime, session_options
+from masksam_deploy.backends.onnxruntime import PROVIDERS, BareSession, import_runtime, session_options
 from masksam_deploy.engines.builders.base import (
     BuildOptions,
     BuiltEngine,
@@ -125,9 +125,9 @@ class OnnxRuntimeBuilder:
             settings.enable_profiling = True
             settings.profile_file_prefix = str(Path(folder) / "profile")
             try:
-                session = runtime.InferenceSession(str(graph), settings, providers=[PROVIDERS[self._device]])
-                session.run(None, _zeros(session, options.batches[0], graph))
-                profile = Path(session.end_profiling()).read_bytes()
+                session = BareSession(graph, settings, [PROVIDERS[self._device]])
+                session.run(None, _zeros(session.session, options.batches[0], graph))
+                profile = Path(session.session.end_profiling()).read_bytes()
             except EngineError:
                 raise
             except Exception as error:
