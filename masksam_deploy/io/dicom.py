@@ -276,7 +276,7 @@ def _check_one_series(headers: Sequence[DicomHeader], name: str) -> None:
 
 
 def _rescale_presence(header: DicomHeader) -> str:
-    return "none" if header.rescale is None else "a rescale slope or intercept"
+    return "none" if header.rescale is None else "a slope and an intercept"
 
 
 def _ct_rescale(header: DicomHeader) -> str:

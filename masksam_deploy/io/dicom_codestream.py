@@ -18,6 +18,7 @@ from masksam_deploy.io.dicom_header import PixelFormat
 
 _MOST_TILES = 65_535
 _END_OF_IMAGE = b"\xff\xd9"
+_J2K_START = b"\xff\x4f\xff\x51"
 _RLE_HEADER = struct.Struct("<16I")
 _RLE_SEGMENTS = 15
 _FRAME_MARKERS = frozenset([0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF, 0xF7])
@@ -124,7 +125,9 @@ def _jpeg(*frames: int) -> Callable[[bytes], Stream]:
 
     def read(data: bytes) -> Stream:
         found: Stream | None = None
-        for marker, segment in _jpeg_segments(data):
+        start = 0
+        for marker, segment, end in _jpeg_segments(data):
+            start = end
             if marker == _NUMBER_OF_LINES:
                 raise StreamError("a stream that states its number of lines at its end")
             if marker not in _FRAME_MARKERS:
@@ -135,15 +138,28 @@ def _jpeg(*frames: int) -> Callable[[bytes], Stream]:
             found = Stream(rows, columns, components, precision)
         if found is None:
             raise StreamError("a stream without a frame")
-        if not data.rstrip(b"\0\xff").endswith(_END_OF_IMAGE):
-            raise StreamError("a stream without an end")
+        _check_end(data, start)
         return found
 
     return read
 
 
-def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Marker segments up to the first scan."""
+def _check_end(data: bytes, start: int) -> None:
+    """Refuse a stream without an end, or with a further image behind it.
+
+    Args:
+        data: the stream.
+        start: of the coded values, among which there are no markers.
+    """
+    end = data.find(_END_OF_IMAGE, start)
+    if end < 0:
+        raise StreamError("a stream without an end")
+    if data[end + 2 :].strip(b"\0\xff"):
+        raise StreamError("something behind the end of the image")
+
+
+def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes, int]]:
+    """Marker segments up to the first scan, and where each one ends."""
     if data[:2] != b"\xff\xd8":
         raise StreamError("something that is no JPEG stream")
     position = 2
@@ -157,7 +173,7 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
         length = int.from_bytes(data[position + 2 : position + 4], "big")
         if length < 2 or position + 2 + length > len(data):
             raise StreamError("a JPEG segment that ends behind the stream")
-        yield marker, data[position + 4 : position + 2 + length]
+        yield marker, data[position + 4 : position + 2 + length], position + 2 + length
         if marker == _START_OF_SCAN:
             return
         position += 2 + length
@@ -166,7 +182,7 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 def _jpeg_2000(data: bytes) -> Stream:
     code = _contiguous(data)
-    if code[:4] != b"\xff\x4f\xff\x51" or len(code) < 45:
+    if code[:4] != _J2K_START or len(code) < 45:
         raise StreamError("something that is no JPEG 2000 stream")
     x1, y1, x0, y0, tile_x, tile_y, tile_x0, tile_y0 = struct.unpack_from(">8I", code, 8)
     components = struct.unpack_from(">H", code, 40)[0]
@@ -175,8 +191,10 @@ def _jpeg_2000(data: bytes) -> Stream:
         raise StreamError("a JPEG 2000 stream with an impossible grid")
     if -(-(x1 - tile_x0) // tile_x) * -(-(y1 - tile_y0) // tile_y) > _MOST_TILES:
         raise StreamError("a JPEG 2000 stream of more tiles than there may be")
-    if not code.rstrip(b"\0").endswith(_END_OF_IMAGE):
+    if not code.rstrip(b"\0\xff").endswith(_END_OF_IMAGE):
         raise StreamError("a stream without an end")
+    if code.find(_J2K_START, 4) >= 0:
+        raise StreamError("a further image behind the first one")
     return Stream(y1 - y0, x1 - x0, components, (depth & 0x7F) + 1, bool(depth & 0x80))
 
 

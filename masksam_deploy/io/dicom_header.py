@@ -226,7 +226,7 @@ class DicomHeader:
         """
         rows, columns = self.unsigned(Tag.ROWS), self.unsigned(Tag.COLUMNS)
         allocated, stored = self.unsigned(Tag.BITS_ALLOCATED), self.unsigned(Tag.BITS_STORED)
-        high, signed = self.unsigned(Tag.HIGH_BIT), self.unsigned(Tag.SIGNED)
+        high, signed = self.unsigned(Tag.HIGH_BIT, stored - 1), self.unsigned(Tag.SIGNED)
         if allocated not in (8, 16, 32) or not 1 <= stored <= allocated or high != stored - 1 or signed not in (0, 1):
             raise ScanError(
                 f"{self.name}: found pixels of {allocated} bits, of which {stored} up to bit {high} hold the value, "
@@ -268,13 +268,12 @@ class DicomHeader:
         """Slope and intercept (PS3.3 C.11.1); None if neither is there.
 
         Raises:
-            ScanError: they are no numbers, or the slope is 0.
+            ScanError: one is there without the other, which readers take differently; or they are no numbers, or the
+                slope is 0.
         """
-        slope_text, intercept_text = self.text(Tag.SLOPE), self.text(Tag.INTERCEPT)
-        if not slope_text and not intercept_text:
+        if not self.text(Tag.SLOPE) and not self.text(Tag.INTERCEPT):
             return None
-        slope = self.numbers(Tag.SLOPE, 1)[0] if slope_text else 1.0
-        intercept = self.numbers(Tag.INTERCEPT, 1)[0] if intercept_text else 0.0
+        slope, intercept = self.numbers(Tag.SLOPE, 1)[0], self.numbers(Tag.INTERCEPT, 1)[0]
         if slope == 0:
             raise ScanError(f"{self.name}: found a rescale slope of 0, expected another number; repair the file")
         return slope, intercept
@@ -299,7 +298,19 @@ class DicomHeader:
         return stated or ("1.2.840.10008.1.2.1" if self._order == "<" else "1.2.840.10008.1.2.2")
 
     def _value(self, tag: int) -> bytes:
-        return _raw(self._dataset, tag)
+        """The bytes of an element's value; none if it is missing.
+
+        Raises:
+            ScanError: it is a sequence, or far too long for what it should hold.
+        """
+        if tag not in self._dataset:
+            return b""
+        element = self._dataset.get_item(tag, keep_deferred=True)
+        if isinstance(element.value, bytes):
+            return element.value
+        if element.value is None and getattr(element, "length", None) == 0:
+            return b""
+        raise self.damaged(f"element ({tag >> 16:04x},{tag & 0xFFFF:04x}) of another kind than it should be")
 
     def _overlay_bits(self, stored: int, allocated: int) -> int:
         """Bits that old files use for overlays instead of the pixels' value (PS3.3 C.9.2, retired)."""
@@ -325,13 +336,6 @@ def media_storage_class(path: Path) -> str:
         return ""
     length = int.from_bytes(head[start + 6 : start + 8], "little")
     return _text(head[start + 8 : start + 8 + length])
-
-
-def _raw(dataset: Any, tag: int) -> bytes:
-    """The bytes of an element's value; none if it is missing, or a sequence, or far too long for what is asked."""
-    element = dataset.get_item(tag, keep_deferred=True) if tag in dataset else None
-    value = getattr(element, "value", None)
-    return value if isinstance(value, bytes) else b""
 
 
 def _text(value: bytes) -> str:

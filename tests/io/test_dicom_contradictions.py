@@ -78,6 +78,11 @@ def float_pixels(dataset: Any) -> None:
     dataset.FloatPixelData = bytes(4 * 88 * 128)
 
 
+def slope_alone(dataset: Any) -> None:
+    dataset.RescaleSlope, dataset.RescaleIntercept = "2", "1"
+    del dataset.RescaleIntercept
+
+
 CONTRADICTIONS: dict[str, Change] = {
     "a row is missing": pixels(lambda data: data[: -2 * 88]),
     "half is missing": pixels(lambda data: data[: len(data) // 2]),
@@ -108,6 +113,9 @@ CONTRADICTIONS: dict[str, Change] = {
     "a slope that is no number": lambda dataset: dataset.add_new(0x00281053, "LO", "1_0"),
     "a slope that is nan": lambda dataset: dataset.add_new(0x00281053, "LO", "nan"),
     "an intercept that is infinite": lambda dataset: dataset.add_new(0x00281052, "LO", "1e999"),
+    "a slope without an intercept": slope_alone,
+    "a slope behind megabytes of blanks": lambda dataset: dataset.add_new(0x00281053, "UT", " " * 70_000 + "2"),
+    "a slope that is a sequence": lambda dataset: dataset.add_new(0x00281053, "SQ", [pydicom.Dataset()]),
     "two slopes": lambda dataset: dataset.add_new(0x00281053, "DS", ["1", "2"]),
 }
 
@@ -183,6 +191,7 @@ def header(change: Change) -> Callable[[Any, bytes], bytes]:
 
 STREAMS: dict[str, Callable[[Any, bytes], bytes]] = {
     "cut in half": lambda _, stream: stream[: len(stream) // 2],
+    "two images": lambda _, stream: stream + stream,
     "cut, with an end": lambda _, stream: stream[: len(stream) // 2] + b"\xff\xd9",
     "a part in the middle is missing": lambda _, stream: stream[: len(stream) // 3] + stream[2 * len(stream) // 3 :],
     "the last bytes are missing": lambda _, stream: stream[:-22] + b"\xff\xd9",
