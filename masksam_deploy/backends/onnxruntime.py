@@ -160,7 +160,7 @@ class BareSession:
 
     def __init__(self, path: Path, options: Any, providers: list[Any]) -> None:
         self._runtime = import_runtime()
-        self.session: Any = interruptible(
+        self._session: Any = interruptible(
             lambda: self._runtime.InferenceSession(str(path), options, providers=providers)
         )
 
@@ -172,8 +172,12 @@ class BareSession:
         def stop() -> None:
             options.terminate = True
 
-        results: list[Any] = interruptible(lambda: self.session.run(outputs, feeds, options), stop)
+        results: list[Any] = interruptible(lambda: self._session.run(outputs, feeds, options), stop)
         return results
+
+    def __getattr__(self, name: str) -> Any:
+        """All else of ONNX Runtime's session, as it is."""
+        return getattr(self._session, name)
 
 
 def runtime_version() -> str:

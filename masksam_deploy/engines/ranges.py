@@ -71,8 +71,8 @@ def _session(path: Path, threads: int | None) -> Callable[[Feeds], dict[str, Any
     # By default every tensor would be kept until all have been computed, and only then looked at.
     options.execution_order = runtime.ExecutionOrder.PRIORITY_BASED
     session = BareSession(path, options, ["CPUExecutionProvider"])
-    inputs = [value.name for value in session.session.get_inputs()]
-    outputs = [value.name for value in session.session.get_outputs()]
+    inputs = [value.name for value in session.get_inputs()]
+    outputs = [value.name for value in session.get_outputs()]
 
     def run(feeds: Feeds) -> dict[str, Any]:
         results = session.run(outputs, {name: feeds[name] for name in inputs})

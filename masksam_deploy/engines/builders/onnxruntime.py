@@ -126,8 +126,8 @@ class OnnxRuntimeBuilder:
             settings.profile_file_prefix = str(Path(folder) / "profile")
             try:
                 session = BareSession(graph, settings, [PROVIDERS[self._device]])
-                session.run(None, _zeros(session.session, options.batches[0], graph))
-                profile = Path(session.session.end_profiling()).read_bytes()
+                session.run(None, _zeros(session, options.batches[0], graph))
+                profile = Path(session.end_profiling()).read_bytes()
             except EngineError:
                 raise
             except Exception as error:
