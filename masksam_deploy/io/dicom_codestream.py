@@ -46,13 +46,16 @@ class Stream:
     signed: bool | None = None
 
 
-def check_stream(data: bytes, syntax: str, pixels: PixelFormat) -> None:
+def check_stream(data: bytes, syntax: str, pixels: PixelFormat) -> Stream:
     """Compare a stream's own header with the file's.
 
     Args:
         data: all fragments of one image.
         syntax: transfer syntax UID, one of `READABLE`.
         pixels: what the file says.
+
+    Returns:
+        What the stream says.
 
     Raises:
         StreamError: they differ, or the stream has no end.
@@ -72,6 +75,7 @@ def check_stream(data: bytes, syntax: str, pixels: PixelFormat) -> None:
         )
     if stream.signed is not None and stream.signed != pixels.signed:
         raise StreamError(f"a stream of {_sign(stream.signed)} values where the file says {_sign(pixels.signed)}")
+    return stream
 
 
 def decode_rle(data: bytes, pixels: PixelFormat) -> NDArray[np.generic]:
@@ -191,6 +195,8 @@ def _jpeg_2000(data: bytes) -> Stream:
         raise StreamError("a JPEG 2000 stream with an impossible grid")
     if -(-(x1 - tile_x0) // tile_x) * -(-(y1 - tile_y0) // tile_y) > _MOST_TILES:
         raise StreamError("a JPEG 2000 stream of more tiles than there may be")
+    if depth & 0x7F < 7:
+        raise StreamError(f"a JPEG 2000 stream of {(depth & 0x7F) + 1} bits, which its decoder does not know")
     if not code.rstrip(b"\0\xff").endswith(_END_OF_IMAGE):
         raise StreamError("a stream without an end")
     if code.find(_J2K_START, 4) >= 0:
@@ -218,13 +224,13 @@ def _sign(signed: bool) -> str:
 
 
 RLE = "1.2.840.10008.1.2.5"
+JPEG_LS = ("1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.81")
 READABLE: dict[str, Callable[[bytes], Stream]] = {
     "1.2.840.10008.1.2.4.50": _jpeg(0xC0),
     "1.2.840.10008.1.2.4.51": _jpeg(0xC0, 0xC1),
     "1.2.840.10008.1.2.4.57": _jpeg(0xC3),
     "1.2.840.10008.1.2.4.70": _jpeg(0xC3),
-    "1.2.840.10008.1.2.4.80": _jpeg(0xF7),
-    "1.2.840.10008.1.2.4.81": _jpeg(0xF7),
+    **dict.fromkeys(JPEG_LS, _jpeg(0xF7)),
     "1.2.840.10008.1.2.4.90": _jpeg_2000,
     "1.2.840.10008.1.2.4.91": _jpeg_2000,
 }

@@ -18,7 +18,15 @@ import numpy as np
 import SimpleITK
 from numpy.typing import NDArray
 
-from masksam_deploy.io.dicom_codestream import READABLE, RLE, StreamError, check_stream, decode_rle
+from masksam_deploy.io.dicom_codestream import (
+    JPEG_LS,
+    READABLE,
+    RLE,
+    Stream,
+    StreamError,
+    check_stream,
+    decode_rle,
+)
 from masksam_deploy.io.dicom_header import DicomHeader, PixelData, PixelFormat
 from masksam_deploy.io.itk import quiet_itk
 from masksam_deploy.text import itk_reason, one_line
@@ -70,7 +78,7 @@ def decode_plane(header: DicomHeader, plane: Array) -> None:
 
 
 def _stored(header: DicomHeader) -> NDArray[np.generic]:
-    """Pixels as stored, `[rows, columns]`; unsigned unless the stream itself knows signs."""
+    """Pixels as stored, `[rows, columns]`."""
     pixels, form = header.pixels, header.pixel_format
     try:
         with header.path.open("rb") as file:
@@ -80,10 +88,19 @@ def _stored(header: DicomHeader) -> NDArray[np.generic]:
             data = b"".join(_fragments(file))
         if pixels.syntax == RLE:
             return decode_rle(data, form)
-        check_stream(data, pixels.syntax, form)
-        return _decoded_by_gdcm(data, pixels.syntax, form)
+        stream = check_stream(data, pixels.syntax, form)
+        values = _decoded_by_gdcm(data, pixels.syntax, stream)
     except StreamError as error:
         raise header.damaged(str(error)) from error
+    # A stream that knows no sign has negative values in two's complement of its own width.
+    return _sign_extended(values, stream.precision) if form.signed and stream.signed is None else values
+
+
+def _sign_extended(codes: NDArray[np.generic], bits: int) -> NDArray[np.int64]:
+    """The signed values that codes of so many bits stand for."""
+    value = codes.astype(np.int64)
+    value -= (value >> (bits - 1)) << bits
+    return value
 
 
 def _plain(file: IO[bytes], pixels: PixelData, form: PixelFormat) -> NDArray[np.generic]:
@@ -126,7 +143,7 @@ def _checked(values: NDArray[np.generic], header: DicomHeader) -> NDArray[np.int
     code = values.astype(np.int64) & ((1 << form.allocated) - 1)
     value = code & ((1 << form.stored) - 1)
     if form.signed:
-        value -= (value >> (form.stored - 1)) << form.stored
+        value = _sign_extended(value, form.stored)
     odd = (code ^ value) & ((1 << form.allocated) - 1) & ~form.overlay_bits
     if odd.any():
         raise header.damaged(f"pixels with bits beyond the {form.stored} that are said to hold {_sign(form)} values")
@@ -137,29 +154,35 @@ def _sign(form: PixelFormat) -> str:
     return "signed" if form.signed else "unsigned"
 
 
-def _decoded_by_gdcm(data: bytes, syntax: str, form: PixelFormat) -> NDArray[np.generic]:
-    """Decode one checked stream.
+def _decoded_by_gdcm(data: bytes, syntax: str, stream: Stream) -> NDArray[np.generic]:
+    """Decode one checked stream to `[rows, columns]`; unsigned unless the stream itself knows signs.
 
     Raises:
-        StreamError: GDCM refuses it, complains about it, or gives another image than the header says.
+        StreamError: GDCM refuses it, complains about it, or gives another image than its header says.
     """
-    signed = form.signed and syntax in ("1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91")
-    with _named_file(_minimal_file(data, syntax, form, signed=signed)) as name, _complaints() as complaints:
+    with _named_file(_minimal_file(data, syntax, stream)) as name, _complaints() as complaints:
         try:
             with quiet_itk():
                 values = SimpleITK.GetArrayFromImage(_reader(name).Execute())
         except RuntimeError as error:
             raise StreamError(itk_reason(error)) from error
     # libjpeg fills what is missing with grey, and only says so.
-    if complaints:
-        raise StreamError(one_line(complaints[0], _MOST_COMPLAINTS))
-    if values.shape != (1, form.rows, form.columns) or values.dtype.kind not in "iu":
+    complaint = _of_weight(complaints, stream)
+    if complaint:
+        raise StreamError(one_line(complaint, _MOST_COMPLAINTS))
+    if values.shape != (1, stream.rows, stream.columns) or values.dtype.kind not in "iu":
         raise StreamError(f"{values.dtype} pixels of shape {values.shape}")
     plane: NDArray[np.generic] = values[0]
     return plane
 
 
-def _minimal_file(data: bytes, syntax: str, form: PixelFormat, *, signed: bool) -> bytes:
+def _of_weight(complaints: list[str], stream: Stream) -> str:
+    """What the decoders said, but for one of another width, which GDCM tries before the right one."""
+    harmless = f"Unsupported JPEG data precision {stream.precision}"
+    return " ".join(line for text in complaints for line in text.splitlines() if line.strip() != harmless)
+
+
+def _minimal_file(data: bytes, syntax: str, stream: Stream) -> bytes:
     """A DICOM file that holds one compressed image and what a decoder must know of it."""
     from io import BytesIO
 
@@ -173,9 +196,13 @@ def _minimal_file(data: bytes, syntax: str, form: PixelFormat, *, signed: bool) 
     dataset = FileDataset("", {}, file_meta=meta, preamble=bytes(128))
     dataset.SOPClassUID, dataset.SOPInstanceUID = _IMAGE_CLASS, "2.25.1"
     dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
-    dataset.Rows, dataset.Columns = form.rows, form.columns
-    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = form.allocated, form.stored, form.stored - 1
-    dataset.PixelRepresentation = int(signed)
+    dataset.Rows, dataset.Columns = stream.rows, stream.columns
+    # GDCM masks what is beyond the bits stored. It wants narrow JPEG-LS in 8 bits, and narrow JPEG in 16.
+    least = 1 if syntax in JPEG_LS else 8
+    allocated = 8 if least <= stream.precision <= 8 else 16
+    stored = 8 if allocated == 8 else stream.precision
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = allocated, stored, stored - 1
+    dataset.PixelRepresentation = int(bool(stream.signed))
     dataset.PixelData = encapsulate([data if len(data) % 2 == 0 else data + b"\0"], has_bot=False)
     dataset["PixelData"].VR = "OB"
     content = BytesIO()
