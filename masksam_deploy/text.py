@@ -46,6 +46,11 @@ def shown(path: str | Path) -> str:
     return one_line(str(path), limit=10_000)
 
 
+def printable(text: str | Path) -> str:
+    """All of a text, with what does not print written as Python does: names must not steer the terminal."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in str(text))
+
+
 def itk_reason(error: BaseException) -> str:
     """The last thing an ITK error says, without source files, addresses and line breaks."""
     text = str(error)

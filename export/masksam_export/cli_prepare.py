@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from masksam_deploy.text import printable
+
 
 @click.command(short_help="Make a training data set of public sample data.")
 @click.argument("source", type=click.Path(path_type=Path))
@@ -37,5 +39,5 @@ def prepare_sample_data(source: Path, data: str, output: Path, force: bool) -> N
         shown = {} if progress is None else {"step": progress}
         prepared = prepare(source, output, force=force, **shown)
     stacks = f", labels of {prepared.dicom_stacks} DICOM stacks" if prepared.dicom_stacks else ""
-    click.echo(f"wrote {prepared.path}: {prepared.training} training and {prepared.test} test cases{stacks}")
-    click.echo(f"next: masksam-deploy train {prepared.path} -o RUN")
+    click.echo(f"wrote {printable(prepared.path)}: {prepared.training} training and {prepared.test} test cases{stacks}")
+    click.echo(f"next: masksam-deploy train {printable(prepared.path)} -o RUN")

@@ -14,7 +14,7 @@ from masksam_deploy.bundle import Bundle
 from masksam_deploy.cli.warn import warn
 from masksam_deploy.engines.gate import with_references
 from masksam_deploy.scans import find_scans
-from masksam_deploy.text import one_line
+from masksam_deploy.text import one_line, printable
 from masksam_export.checkpoint import load_checkpoint
 from masksam_export.onnx_export import export_bundle
 from masksam_export.passes.adapter_nodes import Adapters
@@ -96,5 +96,5 @@ def _tell(bundle: Bundle, seconds: float) -> None:
                 f"verified on {name}: class scores within {figures['semseg_max_abs_error']:.1e}, "
                 f"same class on {figures['argmax_agreement']:.3%} of the voxels"
             )
-    click.echo(f"wrote {bundle.path} ({total / 2**20:.1f} MiB, {seconds:.0f} s)")
-    click.echo(f"next: masksam-deploy infer SCAN -b {bundle.path} -o SEG.nii.gz")
+    click.echo(f"wrote {printable(bundle.path)} ({total / 2**20:.1f} MiB, {seconds:.0f} s)")
+    click.echo(f"next: masksam-deploy infer SCAN -b {printable(bundle.path)} -o SEG.nii.gz")

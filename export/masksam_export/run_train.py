@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from masksam_deploy.errors import MemoryLimitError
-from masksam_deploy.text import one_line
+from masksam_deploy.text import one_line, printable
 from masksam_export.training.history import Epoch
 from masksam_export.training.loop import Trainer
 from masksam_export.training.run import Request, prepare_run
@@ -124,9 +124,11 @@ def _summary(trainer: Trainer, run: Path, seconds: float) -> dict[str, object]:
 def _tell(trainer: Trainer, run: Path, seconds: float) -> None:
     names = trainer.data.label_names[1:]
     for name, value in zip(names, trainer.epochs[-1].dice or (), strict=False):
-        click.echo(f"validation Dice, {name}: {value:.4f}")
-    click.echo(f"wrote {run} ({seconds / 60:.1f} min): checkpoints, curves.png, progress.csv")
-    click.echo(f"next: masksam-deploy export {run / 'checkpoint_final.pth'} -o {run.name}.masksam")
+        click.echo(f"validation Dice, {printable(name)}: {value:.4f}")
+    click.echo(f"wrote {printable(run)} ({seconds / 60:.1f} min): checkpoints, curves.png, progress.csv")
+    click.echo(
+        f"next: masksam-deploy export {printable(run / 'checkpoint_final.pth')} -o {printable(run.name)}.masksam"
+    )
 
 
 def _or_none(value: float) -> float | None:

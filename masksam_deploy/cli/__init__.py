@@ -23,8 +23,9 @@ import click
 from masksam_deploy.cli.group import LazyGroup
 from masksam_deploy.cli.stdout import discard_stdout
 from masksam_deploy.errors import MaskSamError
+from masksam_deploy.text import printable
 
-_LONGEST_LINE = 4_000
+_LONGEST_LINE = 2_000
 _LONGEST_TRACEBACK = 100_000
 _REPORT = "this is a bug, please report it with the lines above and the command that you ran"
 
@@ -86,6 +87,7 @@ def _still_computing() -> bool:
 def _run(args: Sequence[str] | None, received: Sequence[int]) -> int:
     """Run one command; every way in which it can end becomes an exit code."""
     try:
+        _check_arguments(args or ())
         result = app.main(args, prog_name="masksam-deploy", standalone_mode=False)
         # `ctx.exit(code)`, as after --help, comes back as the result.
         code = result if isinstance(result, int) else 0
@@ -97,6 +99,20 @@ def _run(args: Sequence[str] | None, received: Sequence[int]) -> int:
     except KeyboardInterrupt:
         code = 128 + signal.SIGINT
     return code
+
+
+def _check_arguments(args: Sequence[str]) -> None:
+    """Refuse what only a caller in this process can hand over: no path, and no other argument, has it."""
+    for argument in args:
+        try:
+            usable = b"\0" not in os.fsencode(argument)
+        except UnicodeEncodeError:
+            usable = False
+        if not usable:
+            raise MaskSamError(
+                f"{argument[:200]!r}: found an argument with a zero byte or half a character, expected text that a "
+                "system takes; correct it"
+            )
 
 
 def _code_of(exc: Exception) -> int:
@@ -165,9 +181,8 @@ def _cut(text: str, limit: int) -> str:
 def _fail(message: str, code: int) -> int:
     # A message may quote names from files; it must stay one line and must not steer the terminal.
     line = " ".join(_cut(message, 2 * _LONGEST_LINE).split())
-    printable = "".join(char if char.isprintable() else repr(char)[1:-1] for char in line)
     with suppress(OSError):
-        click.echo(f"error: {_cut(printable, _LONGEST_LINE)}", err=True)
+        click.echo(f"error: {_cut(printable(line), _LONGEST_LINE)}", err=True)
     return code
 
 

@@ -12,6 +12,7 @@ from click.core import ParameterSource
 from masksam_deploy.cli.infer import checked_step
 from masksam_deploy.cli.progress import progress_bar
 from masksam_deploy.cli.values import FILE
+from masksam_deploy.text import printable
 
 if TYPE_CHECKING:
     from masksam_deploy.backends.base import Device
@@ -154,7 +155,7 @@ def _tell(result: BenchResult, json_path: Path | None, html_path: Path | None) -
     print_result(result, sys.stdout)
     for kind, path in (("json", json_path), ("html", html_path)):
         if path:
-            click.echo(f"{kind}: {path}")
+            click.echo(f"{kind}: {printable(path)}")
 
 
 def _compare(old: Path, new: Path) -> None:

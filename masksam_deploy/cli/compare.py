@@ -12,6 +12,7 @@ import click
 
 from masksam_deploy.cli.progress import progress_bar
 from masksam_deploy.cli.values import FILE, share, size_in_bytes
+from masksam_deploy.text import printable
 
 if TYPE_CHECKING:
     from masksam_deploy.backends.base import Device
@@ -133,4 +134,4 @@ def _tell(comparison: Comparison, csv: Path | None) -> None:
 
     print_tables(comparison, sys.stdout)
     if csv:
-        click.echo(f"csv: {csv}")
+        click.echo(f"csv: {printable(csv)}")

@@ -13,6 +13,7 @@ import click
 
 from masksam_deploy.cli.progress import progress_bar
 from masksam_deploy.cli.values import FILE, share
+from masksam_deploy.text import printable
 
 if TYPE_CHECKING:
     from masksam_deploy.evaluation import Evaluation
@@ -123,4 +124,4 @@ def _tell(evaluation: Evaluation, outputs: dict[str, Path]) -> None:
 
     print_tables(evaluation, sys.stdout)
     for kind, path in outputs.items():
-        click.echo(f"{kind}: {path}")
+        click.echo(f"{kind}: {printable(path)}")

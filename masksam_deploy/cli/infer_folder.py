@@ -30,7 +30,7 @@ from masksam_deploy.report import Stopwatch
 from masksam_deploy.results import Outputs
 from masksam_deploy.scans import ScanFiles, find_scans
 from masksam_deploy.sliding_window import Progress
-from masksam_deploy.text import one_line, shown
+from masksam_deploy.text import one_line, printable, shown
 
 _AMONG_SCANS = "'{}' is a folder of scans itself; give another folder"
 
@@ -251,7 +251,7 @@ def _sum_up(ledger: Ledger, folder: Path, say: Callable[[str], None]) -> None:
         say("failed:")
     for entry in ledger.failed():
         say(f"  {one_line(entry.name)}: {_reason(entry)}")
-    say(f"report: {folder / REPORT_NAME}")
+    say(f"report: {printable(folder / REPORT_NAME)}")
 
 
 def _check_all_done(ledger: Ledger, folder: Path) -> None:

@@ -24,7 +24,7 @@ from masksam_deploy.report import Report, Stopwatch
 from masksam_deploy.results import Outputs, described_scan, write_results
 from masksam_deploy.scans import find_scans
 from masksam_deploy.segmenter import BYTES_PER_VOXEL
-from masksam_deploy.text import one_line, shown
+from masksam_deploy.text import one_line, printable, shown
 from masksam_deploy.volume import Volume
 
 
@@ -119,4 +119,4 @@ def _tell(result: Report, outputs: Outputs) -> None:
     for label, name in zip(result.labels, names, strict=True):
         click.echo(f"  {label.value:>5}  {name:<{width}}  {label.volume_ml:>12.2f} ml  {label.voxels:>11} voxels")
     for kind, path in outputs.named().items():
-        click.echo(f"{kind}: {path}")
+        click.echo(f"{kind}: {printable(path)}")

@@ -9,6 +9,7 @@ import click
 from masksam_deploy.archive import pack as pack_bundle
 from masksam_deploy.errors import BundleError
 from masksam_deploy.paths import resolved
+from masksam_deploy.text import printable
 
 _SUFFIX = ".masksam"
 
@@ -30,7 +31,7 @@ def pack(bundle: Path, output: Path | None, force: bool) -> None:
     """
     target = output or default_target(bundle)
     pack_bundle(bundle, target, force=force)
-    click.echo(f"{target}: {target.stat().st_size:,} bytes")
+    click.echo(f"{printable(target)}: {target.stat().st_size:,} bytes")
 
 
 def default_target(bundle: Path) -> Path:

@@ -19,7 +19,7 @@ from masksam_deploy.cli.build_engine import TYPED
 from masksam_deploy.cli.progress import progress_bar
 from masksam_deploy.cli.warn import warn
 from masksam_deploy.errors import EngineError, MissingDependencyError
-from masksam_deploy.text import one_line, shown
+from masksam_deploy.text import one_line, printable, shown
 
 
 def run_build_engine(
@@ -145,8 +145,8 @@ def _tell(result: Any, seconds: float) -> None:
             console.print(f"  {one_line(note, limit=500)}")
         if built.precision_found is None and built.not_read_back:
             console.print(f"  not read back from the engine: {built.not_read_back}")
-    console.print(f"wrote {result.engine.folder} ({seconds:.0f} s)")
-    console.print(f"next: masksam-deploy infer SCAN -b {result.engine.folder.parents[1]} -o SEG.nii.gz")
+    console.print(f"wrote {printable(result.engine.folder)} ({seconds:.0f} s)")
+    console.print(f"next: masksam-deploy infer SCAN -b {printable(result.engine.folder.parents[1])} -o SEG.nii.gz")
 
 
 def _gate_table(verdict: Any) -> Table:

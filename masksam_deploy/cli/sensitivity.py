@@ -10,6 +10,7 @@ from typing import Any, cast
 import click
 
 from masksam_deploy.cli.values import FILE, share
+from masksam_deploy.text import printable
 
 SHOWN = 20
 
@@ -125,4 +126,4 @@ def _tell(found: Any, target: Path) -> None:
         f"all in int8: {found.dice_loss_of_all:.4f} of Dice lost on the judged windows; without the {left_out} left "
         f"out: {found.dice_loss:.4f}"
     )
-    console.print(f"wrote {target}; build-engine --int8 uses the bundle's own list, others with --exclude")
+    console.print(f"wrote {printable(target)}; build-engine --int8 uses the bundle's own list, others with --exclude")

@@ -8,6 +8,7 @@ import click
 
 from masksam_deploy.archive import unpack as unpack_bundle
 from masksam_deploy.errors import BundleError
+from masksam_deploy.text import printable
 
 _SUFFIX = ".masksam"
 
@@ -27,7 +28,7 @@ def unpack(file: Path, output: Path | None, force: bool) -> None:
     Nothing is left behind unless the whole bundle is unharmed.
     """
     bundle = unpack_bundle(file, output or default_target(file), force=force)
-    click.echo(f"{bundle.path}: verified, manifest SHA-256 {bundle.sha256}")
+    click.echo(f"{printable(bundle.path)}: verified, manifest SHA-256 {bundle.sha256}")
 
 
 def default_target(file: Path) -> Path:

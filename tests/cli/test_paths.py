@@ -13,17 +13,17 @@ import pytest
 from masksam_deploy.archive import pack
 from tests.engines.small_bundle import make_bundle, write_ball_scans
 
-# Runs one command after the other, and prints what each said on stderr and its exit code.
+# Runs one command after the other, and prints the exit code of each and what it said on stderr and stdout.
 MAIN = """
 import contextlib, io, json, sys
 from masksam_deploy.cli import main
 for line in sys.stdin:
-    with contextlib.redirect_stderr(io.StringIO()) as errors, contextlib.redirect_stdout(io.StringIO()):
+    with contextlib.redirect_stderr(io.StringIO()) as errors, contextlib.redirect_stdout(io.StringIO()) as output:
         try:
             main(json.loads(line))
         except SystemExit as end:
             code = end.code
-    print(json.dumps([code, errors.getvalue()]), flush=True)
+    print(json.dumps([code, errors.getvalue(), output.getvalue()]), flush=True)
 """
 LONG = "a" * 5_000
 
@@ -87,7 +87,44 @@ def test_a_bad_path_is_refused_in_one_line(folder: Path, command: str) -> None:
     )
     answers = [json.loads(line) for line in result.stdout.splitlines()]
     assert len(answers) == len(bad)
-    for path, (code, errors) in zip(bad, answers, strict=True):
+    for path, (code, errors, _) in zip(bad, answers, strict=True):
         assert code == 2, (path, code, errors)
         assert errors.count("\n") == 1 and errors.startswith("error: "), errors
-        assert len(errors) < 4_200
+        assert len(errors) <= 2_010
+
+
+WRITING = [
+    "pack good.masksam -o NAME.zip",
+    "unpack good.masksam.zip -o NAME.masksam",
+    "inspect NAME.masksam",
+    "infer scan.nii.gz -b NAME.masksam -o NAME.nii.gz --overlay NAME.png --report NAME.json",
+    "infer scans -b good.masksam -o NAME",
+    "evaluate NAME.nii.gz NAME/scan_0.nii.gz --csv NAME.csv --report NAME.report.json",
+    "compare good.masksam good.masksam scan.nii.gz --csv NAME.compared.csv",
+    "doctor NAME.masksam",
+]
+
+
+def test_names_that_steer_a_terminal_are_written_out(folder: Path) -> None:
+    name = "a\x1b[31m\x07\u202eb"
+    calls = "".join(f"{json.dumps(command.replace('NAME', name).split())}\n" for command in WRITING)
+    result = subprocess.run(
+        [sys.executable, "-c", MAIN], cwd=folder, input=calls, capture_output=True, text=True, timeout=60, check=True
+    )
+    for command, line in zip(WRITING, result.stdout.splitlines(), strict=True):
+        code, errors, output = json.loads(line)
+        assert code == 0, (command, errors)
+        assert all(char.isprintable() or char == "\n" for char in output + errors), (command, output)
+    assert (folder / f"{name}.nii.gz").is_file()
+
+
+@pytest.mark.parametrize("bad", ["a\0b", "a\ud800b"], ids=["zero byte", "half a character"])
+def test_names_that_no_system_takes_are_refused_before_any_work(folder: Path, bad: str) -> None:
+    calls = "".join(f"{json.dumps(command.replace('BAD', bad).split(' '))}\n" for command in COMMANDS)
+    result = subprocess.run(
+        [sys.executable, "-c", MAIN], cwd=folder, input=calls, capture_output=True, text=True, timeout=60, check=True
+    )
+    for command, line in zip(COMMANDS, result.stdout.splitlines(), strict=True):
+        code, errors, _ = json.loads(line)
+        assert code == 2, (command, errors)
+        assert errors.count("\n") == 1 and errors.startswith("error: "), (command, errors)
