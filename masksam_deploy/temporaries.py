@@ -3,8 +3,9 @@
 A process that is killed cannot remove its temporaries, so the next one in the same folder does. It must be sure that
 nobody writes to them any more: the name tells machine, boot and process of the owner, and the owner holds a lock
 (`flock`) that the system releases at its death. Only what bears such a name, is of the right kind and of the same user,
-is older than a minute, belongs to this machine and can be locked is removed. Where locks do not work (Windows, some
-network shares) the name says `unlocked` instead, and nothing of that name is ever touched.
+belongs to this machine, has an owner that no longer runs and can be locked is removed; where the owner ran among other
+processes than this one sees (another container), also only if it is older than a minute. Where locks do not work
+(Windows, some network shares) the name says `unlocked` instead, and nothing of that name is ever touched.
 """
 
 from __future__ import annotations
@@ -39,10 +40,10 @@ BUILDING = ".building-"
 SET_ASIDE = "replaced"
 """Marks what was renamed to make way: a folder `.NAME.replaced-*`, or a folder of that name in a `.NAME.staging-*`."""
 SETTLED_SECONDS = 60
-"""Younger ones are left alone: their owner may not have come to locking them."""
+"""Younger ones of other containers are left alone: their owner may not have come to locking them."""
 
 _UNKNOWN = "0" * 8
-_OWNER = r"(?P<host>[0-9a-f]{8})-(?P<boot>[0-9a-f]{8})-(?P<pid>[0-9]{1,10})-[0-9a-f]{8}"
+_OWNER = r"(?P<host>[0-9a-f]{8})-(?P<boot>[0-9a-f]{8})-(?P<space>[0-9a-f]{8})-(?P<pid>[0-9]{1,10})-[0-9a-f]{8}"
 _FILES = re.compile(rf"{re.escape(FILE)}{_OWNER}(\.[^.]+){{0,2}}", re.DOTALL)
 _FOLDERS = re.compile(rf"(\..+\.staging-|{re.escape(BUILDING)}){_OWNER}", re.DOTALL)
 _ASIDE = re.compile(rf"\.(?P<name>.+)\.({SET_ASIDE}|staging)-{_OWNER}", re.DOTALL)
@@ -272,7 +273,8 @@ def _seized(path: Path, owner: re.Match[str], is_kind: Callable[[int], bool]) ->
     before = path.lstat()
     if not is_kind(before.st_mode) or before.st_uid != os.getuid():
         return None
-    if time.time() - before.st_mtime < SETTLED_SECONDS or not _may_be_dead(owner):
+    settled = time.time() - before.st_mtime >= SETTLED_SECONDS
+    if not (settled or _ran_among_ours(owner)) or not _may_be_dead(owner):
         return None
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     if os.path.samestat(before, os.fstat(descriptor)) and _lock(descriptor):
@@ -290,6 +292,11 @@ def _may_be_dead(owner: re.Match[str]) -> bool:
     return (same_host or same_boot) and not _is_running(int(owner["pid"]))
 
 
+def _ran_among_ours(owner: re.Match[str]) -> bool:
+    """Whether this process would see the owner if it still ran."""
+    return owner["boot"] == _boot() != _UNKNOWN and owner["space"] == _space() != _UNKNOWN
+
+
 def _is_running(pid: int) -> bool:
     """Whether another process has the number; of this process's own, only the lock can tell."""
     if pid == os.getpid():
@@ -304,7 +311,7 @@ def _is_running(pid: int) -> bool:
 
 
 def _owner() -> str:
-    return f"{_host()}-{_boot()}-{os.getpid()}-{secrets.token_hex(4)}"
+    return f"{_host()}-{_boot()}-{_space()}-{os.getpid()}-{secrets.token_hex(4)}"
 
 
 @lru_cache(maxsize=1)
@@ -321,6 +328,14 @@ def _boot() -> str:
     """Names the running system, whose locks all its processes and containers share."""
     boot = _read("/proc/sys/kernel/random/boot_id")
     return _short_hash(boot) if boot else _UNKNOWN
+
+
+@lru_cache(maxsize=1)
+def _space() -> str:
+    """Names the processes that this one sees, by their numbers: those of its container."""
+    with suppress(OSError):
+        return _short_hash(os.readlink("/proc/self/ns/pid"))  # noqa: PTH115  it names no file
+    return _UNKNOWN
 
 
 def _read(path: str) -> str:

@@ -69,6 +69,25 @@ def test_a_killed_writers_file_is_removed_by_the_next_writer_in_the_folder(tmp_p
     assert [path.name for path in tmp_path.iterdir()] == ["another.json"]
 
 
+def test_what_a_process_of_ours_left_need_not_grow_old(tmp_path: Path) -> None:
+    die(_WRITE_AND_DIE, tmp_path / "labels.nii.gz")
+    temporaries._cleaned.clear()
+    clean(tmp_path)
+    assert left(tmp_path) == []
+
+
+@pytest.mark.parametrize("changed", [{"space": "00c0ffee"}, {"space": "0" * 8}])
+def test_what_a_process_of_another_container_left_must_be_a_minute_old(tmp_path: Path, changed: dict[str, str]) -> None:
+    path = tmp_path / f".masksam-{_dead_name(**changed)}.json"
+    path.touch()
+    temporaries._cleaned.clear()
+    clean(tmp_path)
+    assert path.exists()
+    age(tmp_path)
+    clean(tmp_path)
+    assert not path.exists()
+
+
 def test_a_killed_pack_is_cleaned_up_by_the_next_one(tmp_path: Path) -> None:
     bundle = make_bundle(tmp_path / "heart.masksam")
     die(
@@ -240,8 +259,8 @@ def test_an_old_bundle_that_makes_way_right_now_stays_although_it_is_old(
 
 
 def _dead_name(**changed: str) -> str:
-    parts = {"host": temporaries._host(), "boot": temporaries._boot(), "pid": "4194399", "token": "00c0ffee", **changed}
-    return "{host}-{boot}-{pid}-{token}".format(**parts)
+    own = {"host": temporaries._host(), "boot": temporaries._boot(), "space": temporaries._space()}
+    return "{host}-{boot}-{space}-{pid}-{token}".format(**(own | {"pid": "4194399", "token": "00c0ffee"} | changed))
 
 
 @pytest.mark.parametrize("kind", ["file", "folder"])
@@ -318,13 +337,6 @@ def test_links_and_things_of_the_wrong_kind_stay_and_are_not_followed(tmp_path: 
     clean(tmp_path)
     assert not inside.exists()
     assert (mine / "thesis.txt").read_text() == "thesis"
-
-
-def test_a_young_one_stays(tmp_path: Path) -> None:
-    path = tmp_path / f".masksam-{_dead_name()}.json"
-    path.touch()
-    clean(tmp_path)
-    assert path.exists()
 
 
 def test_a_folder_is_looked_through_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
