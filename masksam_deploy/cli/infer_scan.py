@@ -17,6 +17,7 @@ from masksam_deploy.errors import BundleError, OutputError, ScanError
 from masksam_deploy.io import read_volume
 from masksam_deploy.io.isolation import start_reading
 from masksam_deploy.io.labels import check_label_name
+from masksam_deploy.io.scan import files_of
 from masksam_deploy.overlay import require_pillow
 from masksam_deploy.paths import resolved
 from masksam_deploy.profiles import in_words
@@ -65,6 +66,7 @@ def _check_paths(inputs: tuple[Path, ...], bundle: Path, outputs: Outputs) -> No
     scans = {resolved(path, ScanError) for path in inputs}
     if len(scans) < len(inputs):
         raise ScanError("one file is given for two channels; give every channel its own")
+    scans |= {resolved(part, ScanError) for path in inputs if path.is_file() for part in files_of(path)}
     for path in outputs.named().values():
         place = resolved(path, OutputError)
         if place in scans:
