@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+pytest.importorskip("onnx", reason="builds its network with onnx")
+
+import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from masksam_deploy import graph_check

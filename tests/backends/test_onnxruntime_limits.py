@@ -14,8 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
+
+pytest.importorskip("onnx", reason="builds its network with onnx")
+
+import onnx
 from onnx import ModelProto, helper, numpy_helper
 
 from masksam_deploy.backends import open_chain

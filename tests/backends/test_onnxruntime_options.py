@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+pytest.importorskip("onnx", reason="builds its network with onnx")
+
 from masksam_deploy.backends import onnxruntime as backend
 from masksam_deploy.backends.onnxruntime import import_runtime, session_options
 from masksam_deploy.engines.graph_types import save_model

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+pytest.importorskip("onnx", reason="builds its network with onnx")
+
 from masksam_deploy import Segmenter, read_volume
 from masksam_deploy.backends import open_chain
 from masksam_deploy.backends.plan import GpuOptions

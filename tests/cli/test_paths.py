@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytest.importorskip("onnx", reason="builds its network with onnx")
+
 from masksam_deploy.archive import pack
 from tests.engines.small_bundle import make_bundle, write_ball_scans
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytest.importorskip("onnx", reason="builds its network with onnx")
+
 from masksam_deploy.archive import pack, unpack
 from masksam_deploy.bundle import Bundle
 from masksam_deploy.errors import MaskSamError

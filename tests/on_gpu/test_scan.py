@@ -12,6 +12,8 @@ import pytest
 from click.testing import CliRunner
 from numpy.typing import NDArray
 
+pytest.importorskip("onnx", reason="builds its network with onnx")
+
 from masksam_deploy import Segmenter
 from masksam_deploy.backends import open_chain
 from masksam_deploy.bundle import Bundle
