@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-GRACE = 1.0
+GRACE = 0.5
 """Seconds that a call gets to end once it was told to stop, before its thread is left to itself."""
 _LONGEST_WAIT = 0.5
 """Seconds. Where a wait cannot be interrupted (Windows), signals are heard this often."""

@@ -60,10 +60,12 @@ class Past:
     Attributes:
         file: their ledger.
         entries: of a report without a ledger, as version 0.1 wrote it, by name.
+        unreadable: there is something of which nothing can be read, and which a new ledger may replace.
     """
 
     file: LedgerFile | None = None
     entries: Mapping[str, Entry] = field(default_factory=dict)
+    unreadable: bool = False
 
     @classmethod
     def found(cls, folder: Path) -> Past | None:
@@ -311,10 +313,16 @@ class Ledger:
 
 
 def _file_for(path: Path, past: Past) -> LedgerFile:
-    """The ledger of earlier runs, or a new one that knows what is known of them."""
+    """The ledger of earlier runs, or a new one that knows what is known of them.
+
+    Raises:
+        OutputError: it cannot be written.
+        LedgerInUseError: another run has begun one since the past was looked at.
+    """
     if past.file is not None:
         return past.file
-    file = LedgerFile.replace(path) if os.path.lexists(path) else LedgerFile.create(path)
+    replaced = past.unreadable and os.path.lexists(path)
+    file = LedgerFile.replace(path) if replaced else LedgerFile.create(path)
     try:
         file.append(past.entries.values())
     except BaseException:

@@ -171,7 +171,7 @@ def _readable_past(wanted: Wanted) -> Past:
     except OutputError:
         if not wanted.force:
             raise
-        return Past()  # such as another version's, which is what --force is advised for
+        return Past(unreadable=True)  # such as another version's, which is what --force is advised for
 
 
 def _make_folder(folder: Path) -> None:

@@ -18,9 +18,11 @@ import pytest
 import SimpleITK
 
 from masksam_deploy import batch, ledger
-from masksam_deploy.batch_report import BatchReport
+from masksam_deploy.batch_report import BatchReport, Entry
+from masksam_deploy.cli.running import open_segmenter
 from masksam_deploy.errors import OutputError
 from masksam_deploy.io import read_volume
+from masksam_deploy.ledger_file import LedgerFile
 from masksam_deploy.results import described_scan
 from tests.cli.infer.calls import digest, done, invoke, refused, report_in, statuses
 from tests.cli.infer.test_resume import interrupted
@@ -138,6 +140,25 @@ def test_the_report_of_version_0_1_is_gone_by_once(scans: Path, bundle: Path, ou
 def test_a_ledger_alone_is_an_earlier_run(scans: Path, bundle: Path, out: Path, finished: Path) -> None:
     (out / "report.json").unlink()
     assert "ledger.jsonl: found the report of an earlier run" in refused(scans, "-b", bundle, "-o", out)
+
+
+@pytest.mark.parametrize("option", ["", "--resume", "--force"])
+def test_a_run_that_began_while_this_one_opened_the_network_keeps_the_folder(
+    scans: Path, bundle: Path, out: Path, monkeypatch: pytest.MonkeyPatch, option: str
+) -> None:
+    begun: list[LedgerFile] = []
+
+    def opened_late(*given: Any) -> Any:
+        begun.append(LedgerFile.create(out / "ledger.jsonl"))
+        return open_segmenter(*given)
+
+    monkeypatch.setattr("masksam_deploy.cli.infer_folder.open_segmenter", opened_late)
+    message = refused(scans, "-b", bundle, "-o", out, *filter(None, [option]))
+    assert "found another run at work" in message
+    begun[0].append([Entry(name="of the other")])
+    begun[0].close()
+    assert [line["name"] for line in lines_in(out)] == ["of the other"]
+    assert [path.name for path in out.iterdir()] == ["ledger.jsonl"]
 
 
 def test_a_second_run_into_the_folder_is_refused_whatever_it_is_told(
