@@ -183,7 +183,7 @@ def test_writing_refuses_values_that_json_cannot_hold(tmp_path: Path, heart: Bun
     provenance = heart.manifest.provenance.model_copy(update={"parity": {"semseg": float("nan")}})
     manifest = heart.manifest.model_copy(update={"provenance": provenance})
     target = tmp_path / "new.masksam"
-    with pytest.raises(BundleError, match="such as NaN"), staging_directory(target) as staging:
+    with pytest.raises(BundleError, match="NaN"), staging_directory(target) as staging:
         for name, data in GRAPH_BYTES.items():
             (staging / name).parent.mkdir(exist_ok=True)
             (staging / name).write_bytes(data)

@@ -16,6 +16,8 @@ COUNTS = {"images": 250, "dicom": 100, "batches": 2, "bundles": 4}  # of the oth
 
 @pytest.mark.parametrize("kind", COUNTS)
 def test_no_file_is_read_wrongly_or_harms_the_process(kind: str, tmp_path: Path) -> None:
+    if kind in ("batches", "bundles"):
+        pytest.importorskip("onnx", reason="builds its network with onnx")
     outcomes: Counter[str] = Counter()
     for name, case in islice(JUDGES[kind](2026, tmp_path), COUNTS[kind]):
         try:
