@@ -159,6 +159,8 @@ def _fields(lines: list[str], what: str) -> dict[str, str]:
         if colon and name and value.startswith("="):
             continue
         field = _ALIASES.get(name.lower(), name.lower())
+        if field not in _FIELDS and ":=" in value:
+            continue  # a key with a colon of its own
         if field not in _FIELDS or (value and value[0] not in " \t"):
             raise ScanError(
                 f"{what}: found the header line '{one_line(line, 60)}', expected a field of NRRD; repair the header"

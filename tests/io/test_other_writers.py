@@ -78,6 +78,7 @@ def refusal(path: Path) -> str:
         ("type: short", "type:   int16_t  "),
         ("type: short", "type: short\n# a comment: with a colon\n#"),
         ("type: short", "type: short\nkey:=value\nanother key:=a: b := c\\n"),
+        ("type: short", "type: short\na note: of ours:=value\nx:y:=:"),
         ("type: short", "type: short\nSegment0_Name:=Leber \u00fc \u809d"),
         ("type: short", "type: short\ncontent: \u00dcbersicht"),
         ("type: short", "type: short\nkinds: domain domain domain"),
