@@ -43,13 +43,24 @@ def open_baseline(
         BackendError: the device or mode is not available.
     """
     expected = bundle.manifest.provenance.source_sha256
-    found = file_digest(checkpoint).sha256 if checkpoint.is_file() else None
+    found = _digest(checkpoint)
     if found is not None and found != expected:
         raise CheckpointError(
             f"{shown(checkpoint)}: found SHA-256 {found[:12]}…, expected {expected[:12]}… from which the bundle was "
             f"exported ({one_line(bundle.manifest.provenance.source_name)}); name that checkpoint"
         )
     return torch_chain(load_checkpoint(checkpoint).model, mode, device=device, threads=threads)
+
+
+def _digest(checkpoint: Path) -> str | None:
+    """None where there is no file, which `load_checkpoint` says."""
+    try:
+        return file_digest(checkpoint).sha256 if checkpoint.is_file() else None
+    except OSError as error:
+        raise CheckpointError(
+            f"{shown(checkpoint)}: found a checkpoint that cannot be read ({error.strerror}), expected a readable "
+            "file; check its permissions and the disk"
+        ) from error
 
 
 def torch_chain(

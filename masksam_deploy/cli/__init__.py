@@ -27,6 +27,12 @@ from masksam_deploy.text import printable
 
 _LONGEST_LINE = 2_000
 _LONGEST_TRACEBACK = 100_000
+_REFUSALS = (
+    {errno.EACCES, errno.EAGAIN, errno.EBUSY, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENODEV, errno.ENOMEM}
+    | {errno.ENXIO, errno.EPERM, errno.EROFS, errno.ETIMEDOUT}
+    | {getattr(errno, name) for name in ("ESTALE", "EREMOTEIO") if hasattr(errno, name)}
+)
+"""Of the system, for reasons that lie outside: a network share that went away, a limit on open files or processes."""
 _REPORT = "this is a bug, please report it with the lines above and the command that you ran"
 
 
@@ -134,14 +140,18 @@ def _code_of_system(exc: Exception) -> int:
     """The same for what the system says, from wherever it comes; all else is a bug."""
     if _is_full_disk(exc):
         return _fail_full_disk(exc)
-    return _fail_path(exc) if _is_unusable_path(exc) else _fail_unexpectedly(exc)
+    if _is_unusable_path(exc):
+        return _fail_path(exc)
+    return _fail_refused(exc) if _is_refused(exc) else _fail_unexpectedly(exc)
 
 
 def _fail_as_click_does(exc: click.ClickException) -> int:
     text = StringIO()
     exc.show(text)
     with suppress(OSError):
-        click.echo(_cut(text.getvalue(), _LONGEST_LINE), err=True, nl=False)
+        # Its lines quote what was typed.
+        lines = map(printable, _cut(text.getvalue(), _LONGEST_LINE).splitlines())
+        click.echo("\n".join(lines), err=True)
     return exc.exit_code
 
 
@@ -168,6 +178,24 @@ def _fail_path(exc: Exception) -> int:
     place = getattr(exc, "filename", None)
     named = f": {place!r}" if place else ""
     return _fail(f"found a path that cannot be used ({what}{named}), expected a file or folder; correct the path", 2)
+
+
+def _is_refused(exc: Exception) -> bool:
+    """Whether the system refuses what it could do; where that can be foreseen, better messages come before this."""
+    if isinstance(exc, OSError):
+        return exc.errno in _REFUSALS
+    return isinstance(exc, RuntimeError) and str(exc) == "can't start new thread"
+
+
+def _fail_refused(exc: Exception) -> int:
+    what = exc.strerror if isinstance(exc, OSError) else "no further thread can be started"
+    place = getattr(exc, "filename", None)
+    named = f": {place!r}" if place else ""
+    return _fail(
+        f"found that the system refuses to go on ({what}{named}), expected it to; check the permissions, the disk or "
+        "network share, and the limits on processes, open files and memory",
+        2,
+    )
 
 
 def _cut(text: str, limit: int) -> str:

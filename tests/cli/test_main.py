@@ -116,6 +116,28 @@ def test_a_refusal_is_one_line_with_the_exit_code_of_its_type() -> None:
     assert one_line(result) == r"error: found 1, expected 2; \x1b[2Jexport again"
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        "OSError(5, 'Input/output error', '/share/scan')",
+        "OSError(24, 'Too many open files')",
+        "BlockingIOError(11, 'Resource temporarily unavailable')",
+        'RuntimeError("can\'t start new thread")',
+    ],
+)
+def test_what_the_system_refuses_is_no_bug_of_ours(error: str) -> None:
+    result = run("infer", before=raising(f"raise {error}"))
+    assert result.returncode == 2
+    assert "found that the system refuses" in one_line(result)
+
+
+def test_a_wrong_call_is_quoted_without_its_control_characters() -> None:
+    result = run("inspect a b\x1b[31m\x07\u202ec")
+    assert result.returncode == 2
+    assert r"b\x07\u202ec" in result.stderr
+    assert all(char.isprintable() or char == "\n" for char in result.stderr)
+
+
 def test_an_error_of_megabytes_keeps_its_beginning_and_its_end() -> None:
     result = run("infer", before=raising("raise errors.ScanError('found ' + '\\x1b[2J' * 1_000_000 + '; do this')"))
     assert result.returncode == 2

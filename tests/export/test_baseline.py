@@ -51,6 +51,12 @@ def test_another_checkpoint_than_the_bundles_is_refused(cardiac_bundle: Path, tm
         open_baseline(tmp_path / "missing.pth", Bundle.load(cardiac_bundle), "eager")
 
 
+@pytest.mark.skipif(not Path("/proc/self/mem").is_file(), reason="a file that cannot be read is at hand on Linux only")
+def test_a_checkpoint_that_the_system_does_not_read_is_refused(cardiac_bundle: Path) -> None:
+    with pytest.raises(CheckpointError, match="found a checkpoint that cannot be read"):
+        open_baseline(Path("/proc/self/mem"), Bundle.load(cardiac_bundle), "eager")
+
+
 def test_what_this_machine_cannot_do_is_refused() -> None:
     model = Golden.read("tiny_acdc").model()
     with pytest.raises(BackendError, match="expected a GPU"):
