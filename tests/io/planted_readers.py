@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -98,3 +99,18 @@ def main_of_worker() -> None:
     limits._CPU_SECONDS = 1
     limits._WALL_SECONDS = 2
     worker.main()
+
+
+def main_without_workers() -> None:
+    """The real server where the system starts no more processes."""
+
+    def fork() -> int:
+        raise BlockingIOError
+
+    os.fork = fork
+    server.main()
+
+
+def main_that_ends() -> None:
+    """A server that finds no memory for its libraries."""
+    sys.exit(1)

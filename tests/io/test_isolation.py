@@ -205,3 +205,68 @@ def test_a_limit_on_the_size_of_files_is_named(data: Path) -> None:
     command = [sys.executable, "-c", code, str(data / "dicom" / "oblique")]
     said = subprocess.run(command, capture_output=True, text=True, check=False).stderr
     assert "expected at least 60000 bytes; raise the limit (ulimit -f)" in said
+
+
+@pytest.mark.parametrize("entry", ["main_without_workers", "main_that_ends"])
+def test_a_scan_is_not_blamed_where_no_worker_can_be_started(
+    data: Path, monkeypatch: pytest.MonkeyPatch, entry: str
+) -> None:
+    started = client._python
+
+    def python(_: str, *arguments: str, **options: Any) -> subprocess.Popen[bytes]:
+        return started("tests.io.planted_readers", *arguments, entry=entry, **options)
+
+    server = client._Server()
+    monkeypatch.setattr(client, "_SERVER", server)
+    with monkeypatch.context() as planted:
+        planted.setattr(client, "_python", python)
+        for _ in range(2):
+            with pytest.raises(ScanError, match="no process can be started to read it") as caught:
+                read_volume(data / "dicom" / "oblique")
+            assert "damaged" not in str(caught.value)
+        server.stop()
+    assert read_volume(data / "dicom" / "oblique").array.size
+    server.stop()
+
+
+def run_apart(code: str, folder: Path) -> str:
+    """What a program of its own prints, with `read_volume` and the folder as `scan`."""
+    head = "import signal, sys; from masksam_deploy.io import read_volume; scan = sys.argv[1]\n"
+    ended = subprocess.run(
+        [sys.executable, "-c", head + code, str(folder)], capture_output=True, text=True, check=False, timeout=30
+    )
+    return ended.stdout + ended.stderr
+
+
+@pytest.mark.parametrize("forks", [True, False])
+def test_signals_that_a_host_blocks_or_ignores_are_not_blocked_in_workers(data: Path, forks: bool) -> None:
+    code = (
+        f"from masksam_deploy.io.isolation import client; client._FORKS = {forks}\n"
+        "signal.signal(signal.SIGCHLD, signal.SIG_IGN); signal.signal(signal.SIGXCPU, signal.SIG_IGN)\n"
+        "signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())\n"
+        "print(read_volume(scan).array.shape)\n"
+        "with client.IsolatedScan(client.Path(scan)) as opened:\n"
+        "    worker = opened._worker._number if client._FORKS else opened._worker._process.pid\n"
+        "    print([line.split()[1] for line in open(f'/proc/{worker}/status') if line[:6] in ('SigBlk', 'SigIgn')])\n"
+    )
+    shape, masks = run_apart(code, data / "dicom" / "oblique").splitlines()
+    assert shape == "(1, 3, 50, 100)"
+    blocked, ignored = (int(mask.strip("[]',"), 16) for mask in masks.split())
+    assert blocked == 0
+    assert not ignored >> (signal.SIGXCPU - 1) & 1
+
+
+def test_a_scan_is_refused_while_the_interpreter_ends(data: Path) -> None:
+    # Threads that are started then never begin.
+    code = (
+        "import builtins\n"
+        "class Late:\n"
+        "    def __del__(self):\n"
+        "        try: read_volume(scan)\n"
+        "        except Exception as error: print(type(error).__name__, error)\n"
+        "builtins.late = Late()\n"
+    )
+    said = run_apart(code, data / "dicom" / "oblique")
+    assert said.startswith("ScanError ")
+    assert "found that the program is ending" in said
+    assert said.count("\n") == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import errno
 import json
 import math
 import os
@@ -65,6 +66,10 @@ class _ForkedWorker:
             self.wire = Wire(ours.makefile("rb"), ours.makefile("wb"))
         self._code: int | None = None
         self._number = _number_from(self._status)
+        if self._number is None:
+            self.wire.close()
+            os.close(self._status)
+            raise OSError(errno.EAGAIN, "the reading process ended at once, or could not be forked")
 
     def kill(self) -> None:
         """See `_Worker`."""
@@ -198,12 +203,14 @@ class IsolatedScan:
     def __init__(self, path: Path) -> None:
         check_name(path, ScanError)
         self.name = shown(path)
+        if sys.is_finalizing():  # a thread that is started now never runs
+            raise ScanError(f"{self.name}: found that the program is ending, expected it to run; read scans earlier")
         try:
             self._worker: _Worker = _ForkedWorker(_SERVER) if _FORKS else _SpawnedWorker()
         except OSError as error:
             raise ScanError(
                 f"{self.name}: found that no process can be started to read it ({error.strerror}), expected one; "
-                "close other programs"
+                "close other programs, or raise the limits of memory, files and processes"
             ) from error
         try:
             answer = self._ask({"path": os.fsencode(path).hex()}, seconds_to_open(_MOST_FILES)[1])
@@ -376,9 +383,13 @@ def _python(
     there whatever the locale says, as that is how they are given to C++ libraries.
     """
     code = f"import sys, json; sys.path[:] = json.loads(sys.argv.pop(1)); from {module} import {entry}; {entry}()"
-    executable = spawn.get_executable()
+    executable = spawn.get_executable() or sys.executable
+    if not executable:
+        raise OSError(errno.ENOENT, "sys.executable names no Python")
+    # Entries of sys.path that are no texts are passed over by Python, too.
+    packages = json.dumps([entry for entry in sys.path if isinstance(entry, str)])
     return subprocess.Popen(
-        [os.fsdecode(executable or sys.executable), "-c", code, json.dumps(sys.path), *arguments],
+        [os.fsdecode(executable), "-c", code, packages, *arguments],
         stdin=subprocess.DEVNULL if stdin is None else stdin,
         stdout=subprocess.DEVNULL if stdout is None else stdout,
         stderr=subprocess.DEVNULL,

@@ -31,6 +31,15 @@ def seconds_to_decode(size: int) -> tuple[int, int]:
     return _CPU_SECONDS + int(size / _CPU_BYTES_PER_SECOND), _WALL_SECONDS + int(size / _WALL_BYTES_PER_SECOND)
 
 
+def reset_signals() -> None:
+    """Undo what this process inherited: a host program may block or ignore the signals that end a worker."""
+    if sys.platform == "win32":
+        return
+    for number in (signal.SIGALRM, signal.SIGCHLD, signal.SIGTERM, signal.SIGXCPU):
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
+
+
 def limit_worker(memory: int, seconds: tuple[int, int]) -> None:
     """From now on, take no more than this beyond what was taken so far.
 

@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from importlib import import_module
 from types import FrameType
 
+from masksam_deploy.io.isolation.limits import reset_signals
 from masksam_deploy.io.isolation.wire import Wire
 from masksam_deploy.io.isolation.worker import serve
 
@@ -36,6 +37,7 @@ _LOADED = (
 
 def main() -> None:
     """Fork workers for as long as the process that started this one keeps the connection open."""
+    reset_signals()
     for name in _LOADED:
         import_module(name)
     with socket.socket(fileno=int(sys.argv[1])) as control, _temporary_files():
@@ -88,7 +90,12 @@ class _Server:
         if message != NEW or len(fds) != 2:
             return False
         connection, status = fds
-        worker = os.fork()
+        try:
+            worker = os.fork()
+        except OSError:  # the other side learns of no worker
+            os.close(connection)
+            os.close(status)
+            return True
         if worker == 0:
             self._become_worker(connection)
         os.close(connection)

@@ -17,6 +17,7 @@ from masksam_deploy.io.isolation.limits import (
     DECODING_MEMORY,
     HEADER_MEMORY,
     limit_worker,
+    reset_signals,
     seconds_to_decode,
     seconds_to_open,
 )
@@ -95,6 +96,7 @@ def _told(error: BaseException) -> Message:
 
 def main() -> None:
     """Serve the process that started this one, through standard input and output."""
+    reset_signals()
     reader, writer = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     # What a library prints must not come between messages.
     nowhere = os.open(os.devnull, os.O_RDWR)
