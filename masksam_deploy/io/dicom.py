@@ -6,6 +6,7 @@ What one file says is in `dicom_header.py`, its pixels in `dicom_pixels.py`, and
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +24,7 @@ from masksam_deploy.text import NOT_UTF8, is_utf8, one_line, shown
 from masksam_deploy.volume import Array, Geometry
 
 _PREAMBLE = 128
+_ONE_FRAME = re.compile(r"(\+?0*[01])?")
 _IMAGE_SUFFIXES = ("", ".dcm", ".dicom", ".ima", ".img")
 _JUNK = frozenset(["dicomdir", "thumbs.db", "desktop.ini"])
 """What discs and file managers leave in every folder."""
@@ -209,10 +211,11 @@ def _header(path: Path) -> DicomHeader:
     _refuse_object(path, modality if modality in _NOT_A_SCAN_MODALITIES else None)
     header.check_has_pixels()
     frames = header.text(Tag.FRAMES)
-    if frames not in ("", "0", "1"):
+    # Functional groups may hold a position and a rescaling, be it of one frame.
+    if not _ONE_FRAME.fullmatch(frames) or header.has(Tag.FUNCTIONAL_GROUPS):
         raise ScanError(
-            f"{header.name}: found a multi-frame image ({frames} frames), expected one slice per file; convert the "
-            "series to .nii.gz, e.g. with dcm2niix"
+            f"{header.name}: found a multi-frame image ({frames or 'unknown'} frames), expected one slice per file; "
+            "convert the series to .nii.gz, e.g. with dcm2niix"
         )
     photometric = header.text(Tag.PHOTOMETRIC)
     if header.unsigned(Tag.SAMPLES, 1) != 1 or photometric != "MONOCHROME2":

@@ -29,7 +29,6 @@ _DEFERRED = 64 * 2**10
 """Bytes: values longer than this stay on the disk."""
 _TRANSFER_SYNTAX = 0x00020010
 _PREAMBLE = 128
-_ZEROS = 0x00000000
 _CHUNK = 2**20
 # A decimal string (PS3.5 6.2), and what writers make of it. Python's float takes more: 'nan', '1_0', other digits.
 _DECIMAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
@@ -59,6 +58,7 @@ class Tag:
     SAMPLES = 0x00280002
     PHOTOMETRIC = 0x00280004
     FRAMES = 0x00280008
+    FUNCTIONAL_GROUPS = 0x52009229
     ROWS = 0x00280010
     COLUMNS = 0x00280011
     PIXEL_SPACING = 0x00280030
@@ -153,10 +153,10 @@ class DicomHeader:
         self.path = path
         self.name = shown(path)
         with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size == 0:
+            self.status = os.fstat(file.fileno())
+            if self.status.st_size == 0:
                 raise ScanError(f"{self.name}: found an empty file, expected a DICOM slice; copy it again")
-            self._dataset = _read(file, size, self)
+            self._dataset = _read(file, self.status.st_size, self)
 
     def text(self, tag: int) -> str:
         """The element's value on one line, or an empty string."""
@@ -358,7 +358,7 @@ def _read(file: IO[bytes], size: int, header: DicomHeader) -> Any:
         here = file.tell()
         if length != UNDEFINED and length > size - here:
             raise header.damaged(f"an element of {length} bytes where {size - here} are left")
-        if tag == _ZEROS:
+        if tag == 0:
             return _only_zeros(file, header)
         # pydicom looks at the first element twice, a few bytes apart, if it is not encoded as stated.
         if (tag in _NAMES or tag in (PIXEL_DATA, *_FLOAT_PIXELS)) and here - seen.setdefault(tag, here) > 8:

@@ -18,6 +18,7 @@ import numpy as np
 import SimpleITK
 from numpy.typing import NDArray
 
+from masksam_deploy.errors import ScanError
 from masksam_deploy.io.dicom_codestream import (
     JPEG_LS,
     READABLE,
@@ -83,9 +84,10 @@ def _stored(header: DicomHeader) -> NDArray[np.generic]:
     try:
         with header.path.open("rb") as file:
             file.seek(pixels.start)
-            if pixels.length is not None:
-                return _plain(file, pixels, form)
-            data = b"".join(_fragments(file))
+            data = b"".join(_fragments(file)) if pixels.length is None else file.read(form.size)
+            _check_unchanged(file, header)
+        if pixels.length is not None:
+            return _plain(data, pixels, form)
         if pixels.syntax == RLE:
             return decode_rle(data, form)
         stream = check_stream(data, pixels.syntax, form)
@@ -103,8 +105,21 @@ def _sign_extended(codes: NDArray[np.generic], bits: int) -> NDArray[np.int64]:
     return value
 
 
-def _plain(file: IO[bytes], pixels: PixelData, form: PixelFormat) -> NDArray[np.generic]:
-    data = file.read(form.size)
+def _check_unchanged(file: IO[bytes], header: DicomHeader) -> None:
+    """Refuse pixels of another file than the header was of, as while a series is being exported again.
+
+    Raises:
+        ScanError: the file has another size or time than it had.
+    """
+    now = os.fstat(file.fileno())
+    if (now.st_size, now.st_mtime_ns) != (header.status.st_size, header.status.st_mtime_ns):
+        raise ScanError(
+            f"{header.name}: found a file that changed while it was read, expected it to stay; wait until the series "
+            "is complete"
+        )
+
+
+def _plain(data: bytes, pixels: PixelData, form: PixelFormat) -> NDArray[np.generic]:
     if len(data) != form.size:
         raise StreamError(f"{len(data)} bytes of pixels, not {form.size}")
     values = np.frombuffer(data, f"{pixels.order}u{form.allocated // 8}")
@@ -231,7 +246,7 @@ def _complaints() -> Iterator[list[str]]:
     """What C code writes to standard error meanwhile; the list is filled on leaving."""
     found: list[str] = []
     before = os.dup(2)
-    with tempfile.TemporaryFile() as file:
+    with _unnamed_file() as file:
         os.dup2(file.fileno(), 2)
         try:
             yield found
@@ -242,6 +257,13 @@ def _complaints() -> Iterator[list[str]]:
             text = file.read(_MOST_COMPLAINTS).decode("utf-8", "replace").strip()
             if text:
                 found.append(text)
+
+
+def _unnamed_file() -> IO[bytes]:
+    """A temporary file; on Linux it is on no disk."""
+    if sys.platform == "linux":
+        return os.fdopen(os.memfd_create("masksam-complaints", os.MFD_CLOEXEC), "w+b")
+    return tempfile.TemporaryFile()
 
 
 def _reader(name: str) -> SimpleITK.ImageFileReader:

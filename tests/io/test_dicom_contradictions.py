@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import struct
+import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +19,8 @@ from pydicom.encaps import generate_frames
 
 from masksam_deploy.errors import ScanError
 from masksam_deploy.io import read_volume
+from masksam_deploy.io.dicom import open_dicom_series
+from masksam_deploy.io.isolation import IsolatedScan, SharedArray
 from tests.io.dicom_bytes import EXPLICIT, elements, fragments, part_10
 
 Change = Callable[[Any], None]
@@ -105,6 +109,10 @@ CONTRADICTIONS: dict[str, Change] = {
     "a representation that there is not": assign(PixelRepresentation=2),
     "three samples": assign(SamplesPerPixel=3),
     "two frames": assign(NumberOfFrames="2"),
+    "frames that are no number": lambda dataset: dataset.add_new(0x00280008, "LO", "one"),
+    "functional groups, which may rescale": lambda dataset: setattr(
+        dataset, "SharedFunctionalGroupsSequence", [pydicom.Dataset()]
+    ),
     "no rows": without("Rows"),
     "zero columns": assign(Columns=0),
     "no bits": without("BitsAllocated"),
@@ -323,3 +331,28 @@ def test_a_link_to_a_slice_is_as_good_as_the_slice(data: Path, tmp_path: Path) -
     for file in source.glob("*.dcm"):
         (tmp_path / file.name).symlink_to(file)
     np.testing.assert_array_equal(read_volume(tmp_path).array, read_volume(source).array)
+
+
+def test_a_slice_that_changes_between_its_header_and_its_pixels_is_refused(
+    data: Path, copied_folder: Callable[..., Path]
+) -> None:
+    folder = copied_folder(data / "dicom" / "oblique")
+    with IsolatedScan(folder) as scan, SharedArray((1, *scan.geometry.shape_zyx)) as memory:
+        (folder / "1.dcm").unlink()
+        shutil.copyfile(folder / "2.dcm", folder / "1.dcm")
+        with pytest.raises(ScanError, match=r"1\.dcm: found a file that changed while it was read"):
+            scan.read_into(memory, 0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere, the decoder needs a file")
+def test_compressed_pixels_need_no_temporary_folder(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere() -> str:
+        raise FileNotFoundError("No usable temporary directory found")
+
+    channel = open_dicom_series(data / "dicom" / "ct_empty_uids")
+    out = np.zeros(channel.geometry.shape_zyx, np.float32)
+    with monkeypatch.context() as full:
+        full.setattr(tempfile, "gettempdir", nowhere)
+        full.setattr(tempfile, "_gettempdir", nowhere)
+        channel.read_into(out)
+    assert out.min() < -900

@@ -135,6 +135,15 @@ def placed(dataset: Any, number: int) -> None:
     dataset.PixelSpacing = [1, 1]
 
 
+@pytest.mark.parametrize("frames", ["1", "01", "+1"])
+def test_one_frame_is_no_multi_frame_image_however_it_is_written(data: Path, tmp_path: Path, frames: str) -> None:
+    for file in sorted((data / "dicom" / "oblique").glob("*.dcm")):
+        dataset = pydicom.dcmread(file)
+        dataset.add_new(0x00280008, "LO", frames)
+        dataset.save_as(tmp_path / file.name)
+    assert read_volume(tmp_path).array.shape == (1, 3, 50, 100)
+
+
 @pytest.mark.parametrize("bits", [8, 16, 32])
 @pytest.mark.parametrize("signed", [False, True])
 def test_plain_pixels_of_every_width_are_read(data: Path, tmp_path: Path, bits: int, signed: bool) -> None:
