@@ -16,6 +16,7 @@ import numpy as np
 from masksam_deploy.errors import ScanError
 from masksam_deploy.io.dicom import check_kind, is_dicom_file, is_junk
 from masksam_deploy.io.itk import scan_suffix
+from masksam_deploy.io.scan import files_of
 from masksam_deploy.paths import check_name, resolved
 from masksam_deploy.text import one_line, shown
 from masksam_deploy.volume import Volume
@@ -121,11 +122,22 @@ def _tell_passed_over(
     folder: Path, images: Sequence[Path], others: Sequence[Path], tell: Callable[[str], None]
 ) -> None:
     """Name files that are no scans, so that a scan of an unknown type is not missed."""
-    headers = {image.stem for image in images if image.suffix.lower() in (".mhd", ".nhdr")}
-    names = [other.name for other in others if other.name.split(".")[0] not in headers and other.stem not in headers]
+    headers = [image for image in images if image.suffix.lower() in (".mhd", ".nhdr")]
+    stems = {header.stem for header in headers}
+    left = [other for other in others if other.name.split(".")[0] not in stems and other.stem not in stems]
+    voxels = {file for header in headers for file in _named_by(header)} if left else set()
+    names = [other.name for other in left if other not in voxels]
     if names:
         listed = ", ".join(one_line(name, 80) for name in names[:8]) + (", ..." if len(names) > 8 else "")
         tell(f"{shown(folder)}: {len(names)} file(s) of other types were passed over: {listed}")
+
+
+def _named_by(header: Path) -> list[Path]:
+    """The header and the file with its voxels; none where it cannot be read, which is said when it is segmented."""
+    try:
+        return files_of(header)
+    except (ScanError, OSError):
+        return []
 
 
 def _is_slice(file: Path) -> bool:

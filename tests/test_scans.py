@@ -165,3 +165,19 @@ def test_files_of_other_types_are_named(tmp_path: Path) -> None:
     told: list[str] = []
     assert len(find_scans([folder], 1, tell=told.append)) == 3
     assert told == [f"{folder}: 2 file(s) of other types were passed over: notes.txt, scan.mgz"]
+
+
+def test_voxels_that_a_header_names_are_not_called_passed_over(tmp_path: Path) -> None:
+    folder = tmp_path / "files"
+    touched(folder, "a.mhd", "b.nhdr", "c.mhd", "voxels of a.raw", "voxels of b.raw", "voxels of nobody.raw")
+    (folder / "a.mhd").write_text(
+        "NDims = 3\nElementSpacing = 1 1 1\nDimSize = 2 2 2\nElementType = MET_SHORT\n"
+        "ElementDataFile = voxels of a.raw\n"
+    )
+    (folder / "b.nhdr").write_text(
+        "NRRD0004\ntype: uchar\ndimension: 3\nspace: LPS\nsizes: 2 2 2\nencoding: raw\ndata file: ./voxels of b.raw\n"
+        "space directions: (1,0,0) (0,1,0) (0,0,1)\nspace origin: (0,0,0)\n\n"
+    )
+    told: list[str] = []
+    assert len(find_scans([folder], 1, tell=told.append)) == 3
+    assert told == [f"{folder}: 1 file(s) of other types were passed over: voxels of nobody.raw"]
