@@ -197,6 +197,23 @@ def test_temporary_files_of_killed_workers_go_with_the_run(tmp_path: Path, monke
     assert not list((tmp_path / "temporary").iterdir())
 
 
+def test_a_server_that_is_told_to_end_removes_its_folder(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A service manager sends its signal to all processes of the service.
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    server = client._Server()
+    monkeypatch.setattr(client, "_SERVER", server)
+    with client.IsolatedScan(data / "dicom" / "oblique") as scan:
+        assert server._process is not None
+        assert list(tmp_path.iterdir())
+        server._process.terminate()
+        server._process.wait(5)
+        assert not list(tmp_path.iterdir())
+        assert scan.geometry.size_xyz == (100, 50, 3)
+    server.stop()
+
+
 def test_a_limit_on_the_size_of_files_is_named(data: Path) -> None:
     code = (
         "import resource, sys; from masksam_deploy.io import read_volume\n"

@@ -38,6 +38,7 @@ _LOADED = (
 def main() -> None:
     """Fork workers for as long as the process that started this one keeps the connection open."""
     reset_signals()
+    signal.signal(signal.SIGTERM, _leave)
     for name in _LOADED:
         import_module(name)
     with socket.socket(fileno=int(sys.argv[1])) as control, _temporary_files():
@@ -108,7 +109,8 @@ class _Server:
         code = 1
         try:
             signal.set_wakeup_fd(-1)
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            for number in (signal.SIGCHLD, signal.SIGTERM):
+                signal.signal(number, signal.SIG_DFL)
             self._control.close()
             for other in self._told.values():
                 os.close(other)
@@ -144,3 +146,8 @@ def _tell(status: int, number: int) -> None:
 
 def _nothing(_: int, __: FrameType | None) -> None:
     """Without a handler, a child's end would not wake the selector."""
+
+
+def _leave(_: int, __: FrameType | None) -> None:
+    """Told to end, as with all processes of a service: the folder of temporary files goes."""
+    sys.exit(0)
