@@ -18,6 +18,10 @@ from masksam_export.plain_values import DamagedError, checked_key
 MAX_AXES = 16
 MAX_ELEMENTS = 2**48
 _NUMPY_KINDS = "fiub"
+_ORDERS = (("<",), (">",), ("|",), ("=",))
+_OF_PLAIN_NUMBERS = (None, None, None, -1, -1, 0)
+"""What the state of a NumPy type says after version and byte order: subarray, names, fields, item size, alignment and
+flags. With another item size NumPy itself reads memory that is not the number's."""
 _STORAGES = {
     "DoubleStorage": torch.float64,
     "FloatStorage": torch.float32,
@@ -142,8 +146,7 @@ def _storage(storages: dict[str, StorageRef], identity: Any) -> StorageRef:
 
 def _with_state(target: Any, state: Any) -> Any:
     if isinstance(target, _NumpyType):
-        # (version, byte order, subarray, names, fields, item size, alignment, flags)
-        if type(state) is not tuple or len(state) < 2 or state[1] not in ("<", ">", "|", "="):
+        if type(state) is not tuple or state[1:2] not in _ORDERS or state[2:] != _OF_PLAIN_NUMBERS:
             raise DamagedError("it describes a NumPy type that cannot be")
         return _NumpyType(target.code, state[1])
     if type(target) is not dict and not isinstance(target, TensorSpec | UnusualTensor):

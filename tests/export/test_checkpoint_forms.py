@@ -198,3 +198,14 @@ def test_every_flipped_bit_is_refused_or_changes_nothing(tmp_path: Path, positio
         return
     assert found["a"].tolist() == list(range(30))
     assert found["b"] == [1, "two"]
+
+
+@pytest.mark.parametrize("replaced", [b"J\xff\xff\xff\xffJ\x10\0\0\0K\0", b"J\x10\0\0\0J\xff\xff\xff\xffK\0", b"N" * 3])
+def test_a_numpy_type_that_contradicts_itself_is_refused(tmp_path: Path, replaced: bytes) -> None:
+    path = tmp_path / "values.pth"
+    torch.save({"a": np.int64(2)}, path, _use_new_zipfile_serialization=False)
+    data, plain = path.read_bytes(), b"J\xff\xff\xff\xffJ\xff\xff\xff\xffK\0"
+    assert data.count(plain) == 1
+    path.write_bytes(data.replace(plain, replaced))
+    with pytest.raises(CheckpointError, match="NumPy type that cannot be"):
+        load_mapping(path)
