@@ -65,13 +65,23 @@ def open_dicom_series(folder: Path) -> Channel:
             or whose values do not mean the same; or something in the folder that cannot be told from a slice.
         OSError: a file cannot be read.
     """
+    names = _names(folder)
     series = _series(folder)
 
     def read_into(out: Array) -> None:
         for header, plane in zip(series.headers, out, strict=True):
             decode_plane(header, plane)
+        if _names(folder) != names:
+            raise ScanError(
+                f"{shown(folder)}: found files that came or went while the series was read, expected them to "
+                "stay; wait until the series is complete"
+            )
 
     return Channel(shown(folder), series.geometry, read_into, series.warnings)
+
+
+def _names(folder: Path) -> set[str]:
+    return {name for name in os.listdir(folder) if not is_junk(name)}  # noqa: PTH208  thousands of names, no paths
 
 
 def ordered_files(folder: Path) -> tuple[list[Path], Geometry]:

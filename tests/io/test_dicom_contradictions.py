@@ -344,6 +344,14 @@ def test_a_slice_that_changes_between_its_header_and_its_pixels_is_refused(
             scan.read_into(memory, 0)
 
 
+def test_a_series_that_grows_while_it_is_read_is_refused(data: Path, copied_folder: Callable[..., Path]) -> None:
+    folder = copied_folder(data / "dicom" / "oblique")
+    with IsolatedScan(folder) as scan, SharedArray((1, *scan.geometry.shape_zyx)) as memory:
+        shutil.copyfile(folder / "2.dcm", folder / "3.dcm")
+        with pytest.raises(ScanError, match="found files that came or went while the series was read"):
+            scan.read_into(memory, 0)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere, the decoder needs a file")
 def test_compressed_pixels_need_no_temporary_folder(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def nowhere() -> str:
