@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from masksam_deploy.errors import BundleError
+from masksam_deploy.integer_division import Integers, Node
 from masksam_deploy.paths import open_regular
 from masksam_deploy.protobuf import LENGTH, VARINT, Field, WireError, WireReader
 from masksam_deploy.text import one_line, shown
@@ -42,6 +43,25 @@ _ELEMENTS_PER_BYTE = 4
 """At most: two bits are the smallest element there is."""
 
 CONTROL_FLOW = frozenset(["If", "Loop", "Scan", "SequenceMap"])
+ALLOWED = frozenset(
+    [
+        *("Abs", "Add", "AveragePool", "BatchNormalization", "Cast", "Clip", "Concat", "Constant", "Conv"),
+        *("ConvTranspose", "Cos", "DequantizeLinear", "Div", "Elu", "Equal", "Erf", "Exp", "Flatten", "Floor"),
+        *("Gather", "Gelu", "Gemm", "GlobalAveragePool", "Greater", "GroupNormalization", "HardSigmoid"),
+        *("HardSwish", "Identity", "InstanceNormalization", "LayerNormalization", "LeakyRelu", "Less", "Log"),
+        *("MatMul", "Max", "MaxPool", "Min", "Mul", "Neg", "NonZero", "Not", "PRelu", "Pad", "Pow"),
+        *("QuantizeLinear", "Reciprocal", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "Relu", "Reshape"),
+        *("Shape", "Sigmoid", "Sin", "Slice", "Softmax", "Softplus", "Split", "Sqrt", "Squeeze", "Sub", "Tanh"),
+        *("Transpose", "Unique", "Unsqueeze", "Where"),
+    ]
+)
+"""Standard operators that a graph may have: those of exports and engines, and plain mathematics beside them.
+
+Others are not needed, and have been seen to end the process (`GatherND` with odd attributes), or make tensors of any
+size out of nothing.
+"""
+_TYPED_BY_ATTRIBUTE = frozenset(["Cast", "Constant"])
+_INT64 = 7
 _STANDARD = ""
 _DATA_FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,250}\.data\Z")
 _AGAIN = "use a bundle that masksam-deploy exported"
@@ -56,15 +76,16 @@ class _Model:
 
 
 class _Node:
-    OP_TYPE, ATTRIBUTE, DOMAIN = 4, 5, 7
+    INPUT, OUTPUT, OP_TYPE, ATTRIBUTE, DOMAIN = 1, 2, 4, 5, 7
 
 
 class _Attribute:
-    TENSOR, GRAPH, TENSORS, GRAPHS, SPARSE, SPARSES = 5, 6, 10, 11, 22, 23
+    NAME, INTEGER, TENSOR, GRAPH, TENSORS, GRAPHS, SPARSE, SPARSES = 1, 3, 5, 6, 10, 11, 22, 23
+    TARGET_TYPE = "to"
 
 
 class _Tensor:
-    DIMS, EXTERNAL, LOCATION = 1, 13, 14
+    DIMS, TYPE, NAME, EXTERNAL, LOCATION = 1, 2, 8, 13, 14
 
 
 class _Function:
@@ -157,29 +178,33 @@ class _Walk:
         return (part for part in self._reader.fields(start, end) if part.kind == LENGTH)
 
     def _graph(self, graph: Field) -> None:
+        integers = Integers()
         for part in self._messages(graph.start, graph.end):
             if part.number == _Graph.NODE:
-                self._add(self._found.nodes, part)
+                self._add(self._found.nodes, integers, part)
             elif part.number == _Graph.WEIGHT:
                 self._found.weights += 1
                 if self._found.weights > MOST_WEIGHTS:
                     raise _Refusal(f"found more than {MOST_WEIGHTS} weights, expected some thousands")
-                self._tensor(part)
+                integers.add_weight(*self._tensor(part))
             elif part.number == _Graph.SPARSE_WEIGHT:
                 raise _Refusal("found a sparse weight, expected dense ones")
+        _refuse_division(integers)
 
     def _function(self, function: Field) -> None:
         name = domain = ""
         nodes: Counter[_Call] = Counter()
+        integers = Integers()
         for part in self._messages(function.start, function.end):
             if part.number == _Function.NAME:
                 name = self._reader.text(part, _LONGEST_NAME)
             elif part.number == _Function.DOMAIN:
                 domain = self._reader.text(part, _LONGEST_NAME)
             elif part.number == _Function.NODE:
-                self._add(nodes, part)
+                self._add(nodes, integers, part)
             elif part.number == _Function.DEFAULT:
                 self._attribute(part)
+        _refuse_division(integers)
         call = _call(domain, name)
         if call.domain == _STANDARD:
             raise _Refusal(f"found a function '{one_line(name, 40)}' among the standard operators, expected none there")
@@ -189,37 +214,71 @@ class _Walk:
             raise _Refusal(f"found more than {MOST_FUNCTIONS} functions, expected a few")
         self._found.functions[call] = nodes
 
-    def _add(self, nodes: Counter[_Call], node: Field) -> None:
+    def _add(self, nodes: Counter[_Call], integers: Integers, node: Field) -> None:
         kind = domain = ""
+        inputs: list[str] = []
+        outputs: list[str] = []
+        makes: int | None = None
         for part in self._messages(node.start, node.end):
-            if part.number == _Node.OP_TYPE:
+            if part.number == _Node.INPUT:
+                inputs.append(self._reader.text(part, _LONGEST_NAME))
+            elif part.number == _Node.OUTPUT:
+                outputs.append(self._reader.text(part, _LONGEST_NAME))
+            elif part.number == _Node.OP_TYPE:
                 kind = self._reader.text(part, _LONGEST_NAME)
             elif part.number == _Node.DOMAIN:
                 domain = self._reader.text(part, _LONGEST_NAME)
             elif part.number == _Node.ATTRIBUTE:
-                self._attribute(part)
+                makes = self._attribute(part) or makes
         call = _call(domain, kind)
         if call.domain == _STANDARD and kind in CONTROL_FLOW:
             raise _Refusal(f"found the operator {kind}, expected no loops and branches")
+        if call.domain == _STANDARD and kind not in ALLOWED:
+            raise _Refusal(
+                f"found the operator {one_line(kind, 40)}, expected those that exported networks are made of"
+            )
         nodes[call] += 1
+        makes = makes if kind in _TYPED_BY_ATTRIBUTE else None
+        integers.add_node(Node(kind, call.domain != _STANDARD, inputs, outputs, makes))
 
-    def _attribute(self, attribute: Field) -> None:
-        for part in self._messages(attribute.start, attribute.end):
+    def _attribute(self, attribute: Field) -> int | None:
+        """The element type that an attribute gives to what its node makes, if it does."""
+        name, number, held = "", None, None
+        for part in self._reader.fields(attribute.start, attribute.end):
+            if part.number == _Attribute.INTEGER and part.kind == VARINT:
+                number = part.value
+            if part.kind != LENGTH:
+                continue
+            if part.number == _Attribute.NAME:
+                name = self._reader.text(part, _LONGEST_NAME)
             if part.number in (_Attribute.GRAPH, _Attribute.GRAPHS):
                 raise _Refusal("found a graph within an operator, expected no loops and branches")
             if part.number in (_Attribute.SPARSE, _Attribute.SPARSES):
                 raise _Refusal("found a sparse constant, expected dense ones")
             if part.number in (_Attribute.TENSOR, _Attribute.TENSORS):
-                self._tensor(part)
+                held = self._tensor(part)[1]
+        # Whole numbers among a constant's attributes (`value_int`) make integers, too.
+        if name.startswith("value_int"):
+            return _INT64
+        return number if name == _Attribute.TARGET_TYPE else held
 
-    def _tensor(self, tensor: Field) -> None:
-        """That a weight has the bytes that its shape needs: shapes alone make runtimes take memory."""
+    def _tensor(self, tensor: Field) -> tuple[str, int]:
+        """That a weight has the bytes that its shape needs: shapes alone make runtimes take memory.
+
+        Returns:
+            Its name and element type.
+        """
         dims: list[int] = []
         outside = False
+        name, element_type = "", 0
         entries: dict[str, str] = {}
         for part in self._reader.fields(tensor.start, tensor.end):
             if part.number == _Tensor.DIMS:
                 dims += self._reader.varints(part)
+            elif part.number == _Tensor.TYPE and part.kind == VARINT:
+                element_type = part.value
+            elif part.number == _Tensor.NAME and part.kind == LENGTH:
+                name = self._reader.text(part, _LONGEST_NAME)
             elif part.number == _Tensor.LOCATION and part.kind == VARINT:
                 outside = part.value != 0
             elif part.number == _Tensor.EXTERNAL and part.kind == LENGTH:
@@ -232,6 +291,7 @@ class _Walk:
             raise _Refusal(
                 f"found a weight of shape {one_line(str(dims), 60)} in {held} bytes, expected as many as it takes"
             )
+        return name, element_type
 
     def _entry(self, entry: Field) -> tuple[str, str]:
         parts = {part.number: self._reader.text(part, _LONGEST_NAME) for part in self._messages(entry.start, entry.end)}
@@ -263,6 +323,15 @@ class _Walk:
         if not stat.S_ISREG(status.st_mode):
             raise _Refusal(f"found that '{name}' is no regular file, expected the graph's weights there")
         return status.st_size
+
+
+def _refuse_division(integers: Integers) -> None:
+    found = integers.divided()
+    if found:
+        raise _Refusal(
+            f"found that {one_line(found, 40)} divides whole numbers, or may, expected it to divide none: by zero, "
+            "that ends the process"
+        )
 
 
 def _whole(text: str) -> int:

@@ -274,3 +274,75 @@ def test_what_is_let_through_has_the_operators_that_onnx_reads(path: Path) -> No
     assert {name for _, name in found.nodes} == {node.op_type for node in graph.graph.node}
     assert found.weights == len(graph.graph.initializer)
     assert np.all([domain == "" for domain, _ in found.nodes])
+
+
+@pytest.mark.parametrize(
+    "kind", ["GatherND", "ScatterND", "ConstantOfShape", "Expand", "Range", "Tile", "LSTM", "NoSuch"]
+)
+def test_operators_that_no_export_has_are_refused(path: Path, kind: str) -> None:
+    assert f"found the operator {kind}" in refusal(path, model([helper.make_node(kind, ["x", "x"], ["y"])]))
+
+
+def whole(name: str, value: int = 3) -> NodeProto:
+    return helper.make_node("Constant", [], [name], value=helper.make_tensor("", TensorProto.INT64, [1], [value]))
+
+
+INTEGERS = {
+    "constants": [whole("a"), whole("b"), helper.make_node("Div", ["a", "b"], ["c"])],
+    "the divisor alone": [whole("b"), helper.make_node("Div", ["x", "b"], ["c"])],
+    "a constant in its short form": [
+        helper.make_node("Constant", [], ["b"], value_ints=[0]),
+        helper.make_node("Div", ["b", "b"], ["c"]),
+    ],
+    "cast": [
+        helper.make_node("Cast", ["x"], ["a"], to=TensorProto.INT32),
+        helper.make_node("Neg", ["a"], ["b"]),
+        helper.make_node("Div", ["b", "b"], ["c"]),
+    ],
+    "a shape, moved": [
+        helper.make_node("Shape", ["x"], ["a"]),
+        helper.make_node("Squeeze", ["a"], ["b"]),
+        helper.make_node("Add", ["b", "b"], ["d"]),
+        helper.make_node("Div", ["d", "d"], ["c"]),
+    ],
+    "in another order": [
+        helper.make_node("Div", ["b", "b"], ["c"]),
+        helper.make_node("Neg", ["a"], ["b"]),
+        helper.make_node("NonZero", ["x"], ["a"]),
+    ],
+    "by choice": [
+        whole("a"),
+        helper.make_node("Greater", ["x", "x"], ["t"]),
+        helper.make_node("Where", ["t", "a", "a"], ["b"]),
+        helper.make_node("Div", ["b", "b"], ["c"]),
+    ],
+    "through a list": [
+        whole("a"),
+        helper.make_node("Concat", ["a", "a"], ["b"], axis=0),
+        helper.make_node("Split", ["b"], ["d", "e"], axis=0, num_outputs=2),
+        helper.make_node("Div", ["e", "e"], ["c"]),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", INTEGERS)
+def test_whole_numbers_are_not_divided(path: Path, name: str) -> None:
+    # By zero, or the least one by -1, the processor's trap ends the process.
+    assert "divides whole numbers" in refusal(path, model([*INTEGERS[name], relu()]))
+
+
+def test_a_function_is_given_no_whole_numbers(path: Path) -> None:
+    # What it divides is not followed through its parameters.
+    nodes = [whole("a"), helper.make_node("f", ["a"], ["b"], domain=DOMAIN), relu()]
+    assert "divides whole numbers, or may" in refusal(path, model(nodes, [function("f")]))
+
+
+def test_floating_point_is_divided(path: Path) -> None:
+    nodes = [
+        whole("a"),
+        helper.make_node("Cast", ["a"], ["b"], to=TensorProto.FLOAT),
+        helper.make_node("Gather", ["x", "a"], ["c"]),
+        helper.make_node("Div", ["c", "b"], ["y"]),
+    ]
+    path.write_bytes(model(nodes).SerializeToString())
+    check_graph(path)

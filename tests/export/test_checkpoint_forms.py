@@ -113,7 +113,7 @@ def test_state_dicts_of_modules_come_back(tmp_path: Path) -> None:
         (b"\x00\xffbytes", b"\x00\xffbytes"),
         (bytearray(b"more"), b"more"),
         (bytearray(), b""),
-        ({1, 2, "a"}, {1, 2, "a"}),
+        ({1}, {1}),
         (Counter({3: 4}), {3: 4}),
         (OrderedDict(b=1, a=2), {"b": 1, "a": 2}),
         (torch.Size([2, 3]), (2, 3)),
