@@ -45,20 +45,17 @@ _ELEMENTS_PER_BYTE = 4
 CONTROL_FLOW = frozenset(["If", "Loop", "Scan", "SequenceMap"])
 ALLOWED = frozenset(
     [
-        *("Abs", "Add", "AveragePool", "BatchNormalization", "Cast", "Clip", "Concat", "Constant", "Conv"),
-        *("ConvTranspose", "Cos", "DequantizeLinear", "Div", "Elu", "Equal", "Erf", "Exp", "Flatten", "Floor"),
-        *("Gather", "Gelu", "Gemm", "GlobalAveragePool", "Greater", "GroupNormalization", "HardSigmoid"),
-        *("HardSwish", "Identity", "InstanceNormalization", "LayerNormalization", "LeakyRelu", "Less", "Log"),
-        *("MatMul", "Max", "MaxPool", "Min", "Mul", "Neg", "NonZero", "Not", "PRelu", "Pad", "Pow"),
-        *("QuantizeLinear", "Reciprocal", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "Relu", "Reshape"),
-        *("Shape", "Sigmoid", "Sin", "Slice", "Softmax", "Softplus", "Split", "Sqrt", "Squeeze", "Sub", "Tanh"),
-        *("Transpose", "Unique", "Unsqueeze", "Where"),
+        *("Add", "AveragePool", "Cast", "Concat", "Constant", "Conv", "ConvTranspose", "Cos", "DequantizeLinear"),
+        *("Div", "Erf", "Exp", "Floor", "Gather", "Gelu", "Gemm", "Greater", "Identity", "InstanceNormalization"),
+        *("LayerNormalization", "LeakyRelu", "MatMul", "Mul", "Neg", "Pad", "Pow", "QuantizeLinear", "ReduceMax"),
+        *("ReduceMean", "Relu", "Reshape", "Sigmoid", "Sin", "Slice", "Softmax", "Softplus", "Split", "Sqrt"),
+        *("Squeeze", "Sub", "Tanh", "Transpose", "Unsqueeze"),
     ]
 )
-"""Standard operators that a graph may have: those of exports and engines, and plain mathematics beside them.
+"""Standard operators that a graph may have: those of exports and engines, and a few functions of one number.
 
-Others are not needed, and have been seen to end the process (`GatherND` with odd attributes), or make tensors of any
-size out of nothing.
+Others are not needed. Some end the process on odd attributes or empty tensors (`GatherND`, `Max`, `Unique`), or make
+tensors of any size out of nothing (`ConstantOfShape`, `Expand`).
 """
 _TYPED_BY_ATTRIBUTE = frozenset(["Cast", "Constant"])
 _INT64 = 7

@@ -13,11 +13,10 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 DIVISIONS = frozenset(["Div", "Mod"])
-_MAKE_INTEGERS = frozenset(["NonZero", "Shape", "Size", "ArgMax", "ArgMin", "QuantizeLinear"])
-_MAKE_TRUTH = frozenset(["Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Equal", "And", "Or", "Not"])
+_MAKE_INTEGERS = frozenset(["Greater", "QuantizeLinear"])
+"""Of what `graph_check` allows; truth values count as integers."""
 _MAKE_FLOATS = frozenset(["DequantizeLinear"])
-_INDICES_BEHIND_FIRST = frozenset(["Unique", "MaxPool"])
-_ALL_ALIKE = frozenset(["Add", "Concat", "MatMul", "Max", "Min", "Mul", "Pow", "Sub"])
+_ALL_ALIKE = frozenset(["Add", "Concat", "MatMul", "Mul", "Pow", "Sub"])
 _INTEGER_TYPES = frozenset([2, 3, 4, 5, 6, 7, 9, 12, 13])
 """Of ONNX's `TensorProto.DataType`: all integers, and truth values."""
 
@@ -58,10 +57,8 @@ class Integers:
 
     def add_node(self, node: Node) -> None:
         """A node, in any order."""
-        if node.makes in _INTEGER_TYPES or node.kind in _MAKE_INTEGERS or node.kind in _MAKE_TRUTH:
+        if node.makes in _INTEGER_TYPES or node.kind in _MAKE_INTEGERS:
             self.names.update(node.outputs)
-        if node.kind in _INDICES_BEHIND_FIRST:
-            self.names.update(node.outputs[1:])
         for name in node.inputs:
             self.readers[name].append(node)
 
@@ -75,14 +72,12 @@ class Integers:
                     return node.kind
                 if node.makes is not None or node.kind in _MAKE_FLOATS or name not in _typed_by(node):
                     continue
-                new = set(node.outputs[:1] if node.kind in _INDICES_BEHIND_FIRST else node.outputs) - self.names
+                new = set(node.outputs) - self.names
                 self.names |= new
                 left += new
         return None
 
 
 def _typed_by(node: Node) -> Sequence[str]:
-    """The inputs whose type is that of what the node makes; the others are indices, shapes and conditions."""
-    if node.kind == "Where":
-        return node.inputs[1:]
+    """The inputs whose type is that of what the node makes; the others are indices and shapes."""
     return node.inputs if node.kind in _ALL_ALIKE else node.inputs[:1]

@@ -193,8 +193,8 @@ def test_a_graph_that_takes_more_memory_than_there_is_fails_cleanly(
         helper.make_node("ReduceMax", ["image"], ["peak"], keepdims=0),
         helper.make_node("Add", ["column", "peak"], ["peaks"]),
         *(helper.make_node("MatMul", ["peaks", f"row_{i}"], [f"bomb_{i}"]) for i in range(tensors)),
-        helper.make_node("Max", [f"bomb_{i}" for i in range(tensors)], ["largest"]),
-        helper.make_node("ReduceMin", ["largest"], ["more"], keepdims=0),
+        helper.make_node("Concat", [f"bomb_{i}" for i in range(tensors)], ["all"], axis=0),
+        helper.make_node("ReduceMax", ["all"], ["more"], keepdims=0),
     ]
     side = isqrt(size)
     rows = {f"row_{i}": np.full((1, side), i, np.float32) for i in range(tensors)}
