@@ -22,7 +22,7 @@ from typing import IO
 
 from tests.fuzz.judges import JUDGES, FaultError, workplace
 
-SHARES = {"images": 0.4, "dicom": 0.3, "checkpoints": 0.2, "archives": 0.05, "bundles": 0.04, "batches": 0.01}
+SHARES = {"images": 0.42, "dicom": 0.31, "checkpoints": 0.2, "archives": 0.045, "bundles": 0.02, "batches": 0.005}
 """Of all cases. One of a bundle is a run of the command line, one of `batches` is a run of it on 25 files."""
 PATIENCE = 150
 """Seconds without a word, after which a process counts as hung; a case takes milliseconds to seconds."""
