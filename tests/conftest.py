@@ -17,7 +17,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--require-gpu", action="store_true", help="fail, instead of skip, GPU tests without a GPU")
 
 
+LONG = ("tests/walk/", "tests/export/test_onnx_export.py", "tests/training/test_run.py", "tests/bench/test_nightly.py")
+"""Files with few tests that take long: begun last, they would leave one of two processes without work."""
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: not item.nodeid.startswith(LONG))
     if not config.getoption("--slow"):
         _skip(items, "slow", "slow: run with --slow")
     if not config.getoption("--require-gpu") and shutil.which("nvidia-smi") is None:
