@@ -15,6 +15,7 @@ import warnings
 from pathlib import Path
 
 from masksam_deploy.errors import CheckpointError
+from masksam_deploy.memory import peak_memory
 from masksam_export.checkpoint import load_checkpoint
 
 MEMORY = 6 * 2**30  # of addresses; torch alone takes three
@@ -36,7 +37,7 @@ def main(folder: Path) -> None:
             said = f"refused: {error}"
         except BaseException:  # noqa: BLE001  whatever it is, it is the result
             said = traceback.format_exc()
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+        peak = peak_memory() or 0  # `ru_maxrss` would begin with that of the process that started this one
         results[path.name] = {"said": said, "seconds": time.perf_counter() - started, "peak": peak}
     json.dump(results, sys.stdout)
 
