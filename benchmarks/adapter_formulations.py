@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from benchmarks.parts import held, timed
-from masksam_deploy.backends.onnxruntime import import_runtime, session_options
+from masksam_deploy.backends.onnxruntime import SessionSettings, import_runtime, session_options, thread_count
 from masksam_deploy.bench.machine import provenance
 from masksam_export.passes.adapter_nodes import DOMAIN, FORMULATIONS, OP_TYPE, adapter_function
 from masksam_kernels.depth_adapter import reference
@@ -139,9 +139,8 @@ def reference_output(tensors: dict[str, NDArray[np.float32]], *, frames: int, in
 
 def session(model: onnx.ModelProto, threads: int) -> onnxruntime.InferenceSession:
     """On the CPU."""
-    return onnxruntime.InferenceSession(
-        model.SerializeToString(), session_options(import_runtime(), threads), providers=["CPUExecutionProvider"]
-    )
+    options = session_options(import_runtime(), SessionSettings(thread_count(threads)))
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 if __name__ == "__main__":

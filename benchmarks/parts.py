@@ -14,7 +14,7 @@ import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
-from masksam_deploy.backends.onnxruntime import import_runtime, session_options
+from masksam_deploy.backends.onnxruntime import SessionSettings, import_runtime, session_options, thread_count
 from masksam_export.graphs import GraphPart, traceable
 from masksam_export.onnx_export import export_part
 from masksam_export.passes.convolutions import Convolutions
@@ -84,7 +84,7 @@ def relative_error(found: NDArray[np.floating[Any]], expected: NDArray[np.floati
 
 def session(path: Path, threads: int) -> tuple[onnxruntime.InferenceSession, list[str]]:
     """On the CPU, with the names of the operators that ONNX Runtime put in place of standard ones."""
-    options = session_options(import_runtime(), threads)
+    options = session_options(import_runtime(), SessionSettings(thread_count(threads)))
     options.optimized_model_filepath = str(path.with_suffix(".optimized.onnx"))
     run = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     graph = onnx.load(options.optimized_model_filepath, load_external_data=False).graph

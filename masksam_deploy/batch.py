@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import TypeAlias
 
 from masksam_deploy.batch_report import Entry, Failure, Hashed, Job, plain_values
-from masksam_deploy.errors import DiskFullError, MaskSamError, MemoryLimitError, OutputError
+from masksam_deploy.errors import DiskFullError, MaskSamError, MemoryLimitError, NetworkCrashError, OutputError
 from masksam_deploy.io import read_volume
 from masksam_deploy.ledger import Ledger
 from masksam_deploy.report import Stopwatch
@@ -76,17 +76,23 @@ class Batch:
         self._ahead: Future[_Taken | Entry] | None = None
         self._behind: Future[Entry] | None = None
         self._behind_bytes = 0
+        self._crash: NetworkCrashError | None = None
 
     def run(self, jobs: Sequence[Job], bars: Bars) -> None:
         """Do all jobs; one that fails does not stop the others.
 
         Raises:
+            NetworkCrashError: the network's worker process has ended, so that no later scan could be segmented.
             DiskFullError: no later result could be written either.
             OutputError: the ledger or the report cannot be written.
         """
         for job, following in zip(jobs, [*jobs[1:], None], strict=True):
             self._hand_over(self._attempt(job, following, bars))
+            if self._crash is not None:
+                break
         self._settle()
+        if self._crash is not None:
+            raise self._crash
 
     def __enter__(self) -> Batch:
         return self
@@ -109,6 +115,7 @@ class Batch:
             with bars(job) as progress:
                 result = self._segmenter(scan, progress)
         except Exception as error:  # noqa: BLE001  whatever it is, the scans after it shall not suffer
+            self._crash = error if isinstance(error, NetworkCrashError) else None
             return partial(_itself, _failed(job, source, error))
         drawn = scan if job.outputs.overlay else None
         self._behind_bytes = LABEL_COPIES * result.labels.array.nbytes + (drawn.array.nbytes if drawn else 0)

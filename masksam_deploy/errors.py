@@ -43,6 +43,10 @@ class BackendError(MaskSamError):
     """An inference runtime is unavailable, or refuses a graph."""
 
 
+class NetworkCrashError(BackendError):
+    """The worker process in which a network runs has ended: the runtime crashed, was killed or was interrupted."""
+
+
 class EngineError(MaskSamError):
     """An engine cannot be built as asked, is not what it should be, or is not for this machine."""
 

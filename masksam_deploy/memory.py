@@ -92,13 +92,16 @@ def _free_in(folder: Path, group: _Group) -> Iterator[int]:
     yield max(0, limit - used + (int(cache[1]) if cache else 0))
 
 
-def peak_memory() -> int | None:
-    """Most bytes of memory that this process ever held, or None where the system does not say.
+def peak_memory(pid: int | None = None) -> int | None:
+    """Most bytes of memory that a process ever held, or None where the system does not say.
+
+    Args:
+        pid: of the process; None for this one.
 
     Not `getrusage`: on Linux its figure survives `exec`, so that a child would start with its parent's.
     """
     try:
-        found = re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"), re.MULTILINE)
+        found = re.search(r"^VmHWM:\s+(\d+) kB", Path(f"/proc/{pid or 'self'}/status").read_text("ascii"), re.MULTILINE)
         return int(found[1]) * 1024 if found else None
     except OSError:
         return None
@@ -111,7 +114,7 @@ _headroom: int | None = None
 
 @contextmanager
 def bounded_network(max_ram: int | None = None) -> Iterator[None]:
-    """While this lasts, a network that ONNX Runtime opens on the CPU bounds the process's memory: see `hold_memory`.
+    """While this lasts, a network that is opened on the CPU takes no more memory than is free now.
 
     A bundle's weights, not its operators, say what it needs: one that makes tensors of terabytes would otherwise take
     what there is, until the system ends this process or another one.
@@ -119,38 +122,24 @@ def bounded_network(max_ram: int | None = None) -> Iterator[None]:
     Args:
         max_ram: bytes that were asked for, where that is more than what is free.
     """
-    global _headroom  # noqa: PLW0603  the limit itself is the process's, too
+    global _headroom  # noqa: PLW0603  for networks that are opened anywhere within
     free = available_memory() if sys.platform == "linux" else None
     if free is None:
         yield
         return
-    import resource
-
     from masksam_deploy.team import usable_cores
 
-    before, limits = _headroom, resource.getrlimit(resource.RLIMIT_DATA)
+    before = _headroom
     _headroom = max(free, max_ram or 0) + _free_swap() + _STACKS_PER_CORE * usable_cores()
     try:
         yield
     finally:
         _headroom = before
-        resource.setrlimit(resource.RLIMIT_DATA, limits)
 
 
-def hold_memory() -> None:
-    """Within `bounded_network`: from now on, what this process takes beyond what is free fails instead of succeeding.
-
-    Not for networks on a GPU: CUDA reserves far more addresses than it uses memory.
-    """
-    if _headroom is None:
-        return
-    import resource
-
-    used = _kilobytes("proc/self/status", "VmData")
-    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    wanted = used + _headroom
-    if used and (soft == resource.RLIM_INFINITY or wanted < soft):
-        resource.setrlimit(resource.RLIMIT_DATA, (wanted, hard))
+def network_headroom() -> int | None:
+    """Bytes that a network on the CPU may take, see `bounded_network`; None outside of it."""
+    return _headroom
 
 
 def _free_swap() -> int:

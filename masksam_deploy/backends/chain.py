@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from masksam_deploy.backends.base import IMAGE, SCORES, Device, Image, Scores, Session, precision_in_words
-from masksam_deploy.backends.onnxruntime import OnnxRuntimeSession
+from masksam_deploy.backends.onnxruntime import OnnxRuntimeSession, RuntimeProcess
 from masksam_deploy.bundle import Bundle
 from masksam_deploy.errors import BackendError
 from masksam_deploy.manifest import Graph
@@ -81,6 +81,11 @@ class GraphChain:
             if isinstance(session, OnnxRuntimeSession):
                 session.run_timeout = seconds
 
+    def peak_memory(self) -> int | None:
+        """Most bytes of memory that the worker process of the graphs ever held; None where nothing tells."""
+        held = [session.peak_memory() for _, session in self._stages if isinstance(session, OnnxRuntimeSession)]
+        return None if None in held else max((size for size in held if size is not None), default=0)
+
     def close(self) -> None:
         """Free all graphs."""
         for _, session in self._stages:
@@ -107,8 +112,25 @@ def open_chain(bundle: Bundle, *, device: Device = "cpu", threads: int | None = 
     return open_stages(
         bundle,
         {graph.name: bundle.graph_path(graph.name) for graph in bundle.manifest.graphs},
-        lambda graph, path: OnnxRuntimeSession(graph, path, device=device, threads=threads),
+        onnxruntime_opener(device, threads),
     )
+
+
+def onnxruntime_opener(device: Device = "cpu", threads: int | None = None) -> Callable[[Graph, Path], Session]:
+    """Opens graphs in ONNX Runtime, all of them in one worker process.
+
+    Args:
+        device: where they run.
+        threads: that compute them; by default one for each core.
+    """
+    process: RuntimeProcess | None = None
+
+    def opened(graph: Graph, path: Path) -> Session:
+        nonlocal process
+        process = process or RuntimeProcess(device)
+        return OnnxRuntimeSession(graph, path, device=device, threads=threads, process=process)
+
+    return opened
 
 
 def open_stages(

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass  # noqa: E402
 from typing import TYPE_CHECKING, Any  # noqa: E402
 
 if TYPE_CHECKING:
-    from masksam_deploy.backends.base import Device
+    from masksam_deploy.backends.base import Device, Network
     from masksam_deploy.bench.results import ColdStart
 
 _LONGEST_ERROR = 400
@@ -89,7 +89,6 @@ def run_fresh(request: ColdRequest) -> dict[str, Any]:
     from masksam_deploy.bench.contenders import open_fresh
     from masksam_deploy.bundle import Bundle
     from masksam_deploy.gpus import read_gpu
-    from masksam_deploy.memory import peak_memory
     from masksam_deploy.segmenter import Segmenter
 
     before = read_gpu()
@@ -102,7 +101,7 @@ def run_fresh(request: ColdRequest) -> dict[str, Any]:
     network(window)
     done("first_window")
     after = read_gpu()
-    found: dict[str, Any] = {"began": _STARTED, "stages": stages, "peak_rss_bytes": peak_memory()}
+    found: dict[str, Any] = {"began": _STARTED, "stages": stages, "peak_rss_bytes": _peak(network)}
     if before and after:
         found["vram_bytes"] = max(0, after.memory_used_bytes - before.memory_used_bytes)
     if request.scan:
@@ -117,9 +116,19 @@ def run_fresh(request: ColdRequest) -> dict[str, Any]:
             threads=request.threads,
         )
         segmenter(read_volume(request.scan))
-        found["scan_peak_rss_bytes"] = peak_memory()
+        found["scan_peak_rss_bytes"] = _peak(network)
     network.close()
     return found
+
+
+def _peak(network: Network) -> int | None:
+    """Most bytes that this process and the network's worker held, which may have been at different times."""
+    from masksam_deploy.backends import GraphChain
+    from masksam_deploy.memory import peak_memory
+
+    own = peak_memory()
+    others = network.peak_memory() if isinstance(network, GraphChain) else 0
+    return None if own is None or others is None else own + others
 
 
 def request_from_json(text: str) -> ColdRequest:

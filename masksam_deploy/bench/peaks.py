@@ -15,7 +15,14 @@ import onnx
 from onnx import TensorProto, helper
 
 from masksam_deploy.backends import Device
-from masksam_deploy.backends.onnxruntime import PROVIDERS, import_runtime, provider_options, session_options
+from masksam_deploy.backends.onnxruntime import (
+    PROVIDERS,
+    SessionSettings,
+    import_runtime,
+    provider_options,
+    session_options,
+    thread_count,
+)
 
 SIDE = 2048
 """Of the matrices multiplied: large enough for full speed, a fraction of a second on two cores."""
@@ -44,7 +51,7 @@ def _seconds(
     values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, operand.shape) for name in "abc"]
     graph = helper.make_graph([helper.make_node(operator, ["a", "b"], ["c"])], operator, values[:2], values[2:])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    options = session_options(runtime, threads)
+    options = session_options(runtime, SessionSettings(thread_count(threads)))
     with TemporaryDirectory() as folder:
         path = Path(folder) / "peak.onnx"
         onnx.save(model, str(path))

@@ -16,11 +16,10 @@ from masksam_deploy.batch import Batch
 from masksam_deploy.batch_report import REPORT_NAME, Entry, Job
 from masksam_deploy.bundle import Bundle
 from masksam_deploy.cli.progress import progress_bar
-from masksam_deploy.cli.running import Running, how_mirrored, open_segmenter, scores_came_down, what_ran
+from masksam_deploy.cli.running import Running, how_mirrored, open_segmenter, scores_came_down, start_workers, what_ran
 from masksam_deploy.cli.stdout import discard_stdout
 from masksam_deploy.cli.warn import warn
 from masksam_deploy.errors import BundleError, MaskSamError, OutputError, ScanError, ScansFailedError
-from masksam_deploy.io.isolation import start_reading
 from masksam_deploy.ledger import Ledger, Past, Run
 from masksam_deploy.ledger_file import LEDGER_NAME, LedgerInUseError
 from masksam_deploy.overlay import require_pillow
@@ -62,7 +61,7 @@ def infer_folder(paths: Sequence[Path], bundle: Path, wanted: Wanted, how: Runni
     """
     if wanted.overlays:
         require_pillow()
-    start_reading()
+    start_workers(how)
     watch = Stopwatch()
     with watch.stage("verify_bundle"):
         loaded = Bundle.load(bundle)

@@ -11,11 +11,10 @@ import click
 from masksam_deploy.atomic import check_writable
 from masksam_deploy.bundle import Bundle
 from masksam_deploy.cli.progress import progress_bar
-from masksam_deploy.cli.running import Running, how_mirrored, open_segmenter, scores_came_down, what_ran
+from masksam_deploy.cli.running import Running, how_mirrored, open_segmenter, scores_came_down, start_workers, what_ran
 from masksam_deploy.cli.warn import warn
 from masksam_deploy.errors import BundleError, OutputError, ScanError
 from masksam_deploy.io import read_volume
-from masksam_deploy.io.isolation import start_reading
 from masksam_deploy.io.labels import check_label_name
 from masksam_deploy.io.scan import files_of
 from masksam_deploy.overlay import require_pillow
@@ -32,7 +31,7 @@ from masksam_deploy.volume import Volume
 def infer_scan(inputs: tuple[Path, ...], bundle: Path, outputs: Outputs, how: Running, *, as_json: bool) -> None:
     """Segment one scan, given as one path per channel; see the command's options."""
     _check_paths(inputs, bundle, outputs)
-    start_reading()
+    start_workers(how)
     watch = Stopwatch()
     with watch.stage("verify_bundle"):
         loaded = Bundle.load(bundle)

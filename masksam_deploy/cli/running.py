@@ -11,9 +11,11 @@ import click
 
 from masksam_deploy import profiles
 from masksam_deploy.backends.base import Device
+from masksam_deploy.backends.onnxruntime import start_runtime
 from masksam_deploy.bundle import Bundle, file_digest
 from masksam_deploy.engines.run import Backend, Choice, open_network
 from masksam_deploy.engines.store import RECORD_NAME
+from masksam_deploy.io.isolated_scan import start_reading
 from masksam_deploy.memory import bounded_network
 from masksam_deploy.profiles import Chosen
 from masksam_deploy.report import Stopwatch
@@ -35,6 +37,13 @@ class Running:
     max_vram: int | None
     scores_on: ScoresOn
     run_timeout: int | None = None
+
+
+def start_workers(how: Running) -> None:
+    """Let the processes that read scans and run networks load their libraries while this one checks its inputs."""
+    start_reading()
+    if how.backend in ("auto", "onnxruntime") and how.device != "cuda":
+        start_runtime()
 
 
 @contextmanager

@@ -17,8 +17,8 @@ from typing import Any, TypeAlias
 import onnx
 
 from masksam_deploy import __version__
-from masksam_deploy.backends import GraphChain, open_stages
-from masksam_deploy.backends.onnxruntime import OnnxRuntimeSession, runtime_version
+from masksam_deploy.backends import GraphChain, onnxruntime_opener, open_stages
+from masksam_deploy.backends.onnxruntime import runtime_version
 from masksam_deploy.bundle import Bundle, reporting_writes
 from masksam_deploy.engines.builders import Builder, BuildOptions, BuiltEngine
 from masksam_deploy.engines.calibration import MOST_WINDOWS, CalibrationWindows, calibration_windows
@@ -234,7 +234,7 @@ def open_typed(
     bundle: Bundle, files: Mapping[str, Path], precisions: Mapping[str, str], threads: int | None
 ) -> GraphChain:
     """Typed graphs in ONNX Runtime on the CPU."""
-    return open_stages(bundle, files, lambda graph, path: OnnxRuntimeSession(graph, path, threads=threads), precisions)
+    return open_stages(bundle, files, onnxruntime_opener(threads=threads), precisions)
 
 
 def _calibration(bundle: Bundle, request: BuildRequest) -> CalibrationWindows | None:

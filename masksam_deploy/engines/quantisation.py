@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from masksam_deploy.backends.onnxruntime import BareSession, import_runtime, session_options
+from masksam_deploy.backends.onnxruntime import BareSession, SessionSettings, import_runtime, thread_count
 from masksam_deploy.engines.graph_types import GraphIndex, Shape, copied, save_model, tensor_shapes
 
 Calibrator: TypeAlias = Literal["percentile", "entropy"]
@@ -273,7 +273,6 @@ def _calibrator(path: Path, tensors: set[str], method: Calibrator, threads: int 
     It would keep every product of attention, and take all cores.
     """
     _tools()
-    runtime = import_runtime()
     from onnxruntime.quantization.calibrate import EntropyCalibrater, PercentileCalibrater
 
     base = PercentileCalibrater if method == "percentile" else EntropyCalibrater
@@ -284,9 +283,8 @@ def _calibrator(path: Path, tensors: set[str], method: Calibrator, threads: int 
             return tensors, {name: helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in tensors}
 
         def create_inference_session(self) -> None:
-            session = session_options(runtime, threads)
-            session.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
-            self.infer_session = BareSession(Path(self.augmented_model_path), session, ["CPUExecutionProvider"])
+            settings = SessionSettings(thread_count(threads), optimised=False)
+            self.infer_session = BareSession(Path(self.augmented_model_path), settings)
 
     large = path.with_name(f"{path.name}.data").exists()
     made = Chosen(

@@ -12,7 +12,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto
 
-from masksam_deploy.backends.onnxruntime import BareSession, import_runtime, session_options
+from masksam_deploy.backends.onnxruntime import BareSession, SessionSettings, thread_count
 from masksam_deploy.engines.graph_types import MOVEMENT, GraphIndex, copied, save_model
 
 Feeds = Mapping[str, NDArray[np.float32]]
@@ -66,11 +66,8 @@ def _watching(model: ModelProto, names: list[str]) -> ModelProto:
 
 
 def _session(path: Path, threads: int | None) -> Callable[[Feeds], dict[str, Any]]:
-    runtime = import_runtime()
-    options = session_options(runtime, threads)
     # By default every tensor would be kept until all have been computed, and only then looked at.
-    options.execution_order = runtime.ExecutionOrder.PRIORITY_BASED
-    session = BareSession(path, options, ["CPUExecutionProvider"])
+    session = BareSession(path, SessionSettings(thread_count(threads), by_priority=True))
     inputs = [value.name for value in session.get_inputs()]
     outputs = [value.name for value in session.get_outputs()]
 

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from masksam_deploy.backends import Device, Network, open_chain, open_stages
-from masksam_deploy.backends.onnxruntime import OnnxRuntimeSession
+from masksam_deploy.backends import Device, Network, onnxruntime_opener, open_chain, open_stages
 from masksam_deploy.backends.plan import GpuOptions
 from masksam_deploy.bundle import Bundle
 from masksam_deploy.engines.builders import BuildOptions, open_builder
@@ -176,7 +175,7 @@ def open_engine(
     return open_stages(
         bundle,
         files,
-        lambda graph, path: OnnxRuntimeSession(graph, path, device=device, threads=threads),
+        onnxruntime_opener(device, threads),
         engine.record.precisions,
         engine.folder.name,
     )

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from masksam_deploy.errors import MemoryLimitError, ScanError
 from masksam_deploy.io.grid import affine_lps, check_grid, corner_shift_mm, times
-from masksam_deploy.io.isolation import IsolatedScan, SharedArray
+from masksam_deploy.io.isolated_scan import IsolatedScan
 from masksam_deploy.io.itk import scan_suffix
 from masksam_deploy.io.text_header import read_meta_header, read_nrrd_header
+from masksam_deploy.isolation import SharedArray
 from masksam_deploy.memory import available_memory
 from masksam_deploy.text import shown
 from masksam_deploy.volume import Geometry, Volume

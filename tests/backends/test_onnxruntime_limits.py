@@ -25,8 +25,9 @@ from onnx import ModelProto, helper, numpy_helper
 from masksam_deploy.backends import open_chain
 from masksam_deploy.backends.onnxruntime import OnnxRuntimeSession
 from masksam_deploy.bundle import Bundle
-from masksam_deploy.errors import BackendError, MemoryLimitError
+from masksam_deploy.errors import BackendError
 from masksam_deploy.manifest import Graph, Port
+from masksam_deploy.memory import bounded_network, network_headroom
 from masksam_deploy.segmenter import Segmenter
 from tests.engines.small_bundle import PATCH, ball_scan, make_bundle, write_ball_scans
 from tests.fuzz.bundles import replace_graph
@@ -110,14 +111,16 @@ def test_a_signal_ends_a_running_graph_at_once(slow: Path, scan: Path, tmp_path:
 def test_a_signal_ends_loading_that_cannot_be_stopped(scan: Path, tmp_path: Path) -> None:
     bundle = make_bundle(tmp_path / "balls.masksam").path
     code = """
-from masksam_deploy.backends import onnxruntime as backend
-runtime = backend.import_runtime()
-class Endless:
-    def __init__(self, *given, **named):
-        import numpy
-        print("started", flush=True)
-        numpy.sort(numpy.random.default_rng(0).random(10**8))  # native code that lets go of the lock, as loading does
-runtime.InferenceSession = Endless
+import os
+os.environ["PLANTED"] = "endless at load"
+from masksam_deploy.backends.onnxruntime import OnnxRuntimeSession, process
+from masksam_deploy.isolation import Workers
+process._FORKED = Workers("tests.backends.planted_runtime")
+real = OnnxRuntimeSession._load
+def told(*given):
+    print("started", flush=True)
+    real(*given)
+OnnxRuntimeSession._load = told
 """
     with started("infer", scan, "-b", bundle, "-o", tmp_path / "seg.nii.gz", code=code) as process:
         assert process.stdout and process.stdout.readline() == "started\n", process.communicate()
@@ -265,29 +268,11 @@ def test_a_graph_with_a_loop_never_reaches_the_runtime(scan: Path, tmp_path: Pat
     assert "encoder.onnx: found the operator Loop" in errors and errors.count("\n") == 1
 
 
-def test_memory_errors_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = make_bundle(tmp_path / "balls.masksam").path / "encoder.onnx"
-    session = OnnxRuntimeSession(declared(), path, threads=1)
-
-    class Full:
-        def run(self, *_: object) -> None:
-            raise MemoryError
-
-    monkeypatch.setattr(session, "_session", Full())
-    with pytest.raises(MemoryLimitError, match="too little memory"):
-        session.run({"image": np.ones((1, 1, *PATCH), np.float32)})
-
-
-def test_limits_of_memory_are_put_back() -> None:
-    resource = pytest.importorskip("resource")
-    from masksam_deploy.memory import bounded_network, hold_memory
-
-    earlier = resource.getrlimit(resource.RLIMIT_DATA)
-    hold_memory()  # outside: nothing
-    assert resource.getrlimit(resource.RLIMIT_DATA) == earlier
+def test_the_limit_of_memory_holds_within_its_block() -> None:
+    assert network_headroom() is None
     with bounded_network(2**40):
-        assert resource.getrlimit(resource.RLIMIT_DATA) == earlier
-        hold_memory()
+        headroom = network_headroom()
         if sys.platform == "linux":
-            assert 2**40 < resource.getrlimit(resource.RLIMIT_DATA)[0] < 2**41
-    assert resource.getrlimit(resource.RLIMIT_DATA) == earlier
+            assert headroom is not None
+            assert 2**40 < headroom < 2**41
+    assert network_headroom() is None

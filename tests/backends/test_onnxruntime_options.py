@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 pytest.importorskip("onnx", reason="builds its network with onnx")
 
-from masksam_deploy.backends import onnxruntime as backend
-from masksam_deploy.backends.onnxruntime import import_runtime, session_options
+from masksam_deploy.backends.onnxruntime import (
+    RuntimeProcess,
+    SessionSettings,
+    import_runtime,
+    session_options,
+    settings,
+    thread_count,
+)
 from masksam_deploy.engines.graph_types import save_model
 from masksam_deploy.engines.quantisation import _calibrator
 from tests.engines.small_bundle import model, node
@@ -23,15 +30,24 @@ from tests.engines.small_bundle import model, node
 def test_a_process_that_is_bound_to_some_cores_takes_no_more(
     monkeypatch: pytest.MonkeyPatch, threads: int | None, usable: int, cores: int, expected: int
 ) -> None:
-    monkeypatch.setattr(backend, "usable_cores", lambda: usable)
+    monkeypatch.setattr(settings, "usable_cores", lambda: usable)
     monkeypatch.setattr(os, "cpu_count", lambda: cores)
-    assert session_options(import_runtime(), threads).intra_op_num_threads == expected
+    asked = SessionSettings(thread_count(threads))
+    assert session_options(import_runtime(), asked).intra_op_num_threads == expected
 
 
-def test_calibration_keeps_to_the_threads_that_were_asked_for(tmp_path: Path) -> None:
+def test_calibration_keeps_to_the_threads_that_were_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[SessionSettings] = []
+    load = RuntimeProcess.load
+
+    def loaded(process: RuntimeProcess, path: Path, settings: SessionSettings, seconds: float | None = None) -> Any:
+        asked.append(settings)
+        return load(process, path, settings, seconds)
+
+    monkeypatch.setattr(RuntimeProcess, "load", loaded)
     graph = model(
         "linear", [node("MatMul", ["x", "weight"], "out")], {"x": ["B", 64]}, {"out": ["B", 64]}, {"weight": np.eye(64)}
     )
     save_model(graph, tmp_path / "model.onnx")
-    calibrator = _calibrator(tmp_path / "model.onnx", {"x"}, "percentile", 1)
-    assert calibrator.infer_session.get_session_options().intra_op_num_threads == 1
+    _calibrator(tmp_path / "model.onnx", {"x"}, "percentile", 1)
+    assert [settings.threads for settings in asked] == [1]

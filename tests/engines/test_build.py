@@ -11,6 +11,7 @@ import textwrap
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from masksam_deploy.engines.store import engines_of
 from masksam_deploy.errors import EngineError, GateError, OutputError, ScanError
 from masksam_deploy.scans import find_scans
 from masksam_deploy.temporaries import _cleaned
-from tests.engines.small_bundle import ball_scan
+from tests.engines.small_bundle import PATCH, ball_scan
 
 
 def request(
@@ -303,14 +304,15 @@ def test_a_file_in_the_stores_place_is_an_error(own_bundle: Bundle) -> None:
 def test_a_disk_without_room_is_an_error_and_leaves_nothing(own_bundle: Bundle, tmp_path: Path) -> None:
     resource = pytest.importorskip("resource", reason="file size limits exist on Unix only")
     command = [sys.executable, "-m", "masksam_deploy", "build-engine", str(own_bundle.path), "--fp16"]
+    features = 4 * 32 * prod(PATCH)
     done = subprocess.run(
         command,
         capture_output=True,
         text=True,
         check=False,
         cwd=tmp_path,
-        # More than a small scan takes in shared memory, which the limit counts as a file, less than its features.
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000)),
+        # Enough for the features in shared memory, which the limit counts as a file; too little for a file of them.
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (features + 64, features + 64)),
     )
     assert done.returncode == 2, done.stderr
     assert "cannot be written" in done.stderr

@@ -1,20 +1,20 @@
-"""The real server and worker, with a reader that does to the worker what a library might; the file's name says what."""
+"""The real worker, with a reader that does to the worker what a library might; the file's name says what."""
 
 from __future__ import annotations
 
 import ctypes
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from masksam_deploy.io import opening
+from masksam_deploy.io import opening, scan_limits, scan_worker
 from masksam_deploy.io.channel import Channel
-from masksam_deploy.io.isolation import limits, server, worker
+from masksam_deploy.isolation import Wire
 from masksam_deploy.volume import Array, Geometry
 
+PRELOAD = scan_worker.PRELOAD
 _IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 _GRID = Geometry((4, 3, 2), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), _IDENTITY)
 _real = opening.open_channel
@@ -85,32 +85,9 @@ def open_channel(path: Path) -> Channel:
     return Channel(str(path), _GRID, read_into)
 
 
-def main() -> None:
-    """Serve as the real server does, or the real worker where there is none."""
+def serve(wire: Wire) -> None:
+    """See `scan_worker.serve`."""
     opening.open_channel = open_channel
-    limits._CPU_SECONDS = 1
-    limits._WALL_SECONDS = 2
-    server.main()
-
-
-def main_of_worker() -> None:
-    """As `main`, for one scan."""
-    opening.open_channel = open_channel
-    limits._CPU_SECONDS = 1
-    limits._WALL_SECONDS = 2
-    worker.main()
-
-
-def main_without_workers() -> None:
-    """The real server where the system starts no more processes."""
-
-    def fork() -> int:
-        raise BlockingIOError
-
-    os.fork = fork
-    server.main()
-
-
-def main_that_ends() -> None:
-    """A server that finds no memory for its libraries."""
-    sys.exit(1)
+    scan_limits._CPU_SECONDS = 1
+    scan_limits._WALL_SECONDS = 2
+    scan_worker.serve(wire)

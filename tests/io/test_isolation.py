@@ -16,30 +16,37 @@ import numpy as np
 import pytest
 
 from masksam_deploy.errors import MemoryLimitError, ScanError
-from masksam_deploy.io import read_volume
-from masksam_deploy.io.isolation import client
-from masksam_deploy.io.isolation.shared import SharedArray, map_shared
-from masksam_deploy.io.isolation.wire import LONGEST, Wire, WireError
+from masksam_deploy.io import isolated_scan, read_volume
+from masksam_deploy.io.isolated_scan import IsolatedScan
+from masksam_deploy.isolation import SharedArray, Wire, WireError, Workers, server, workers
+from masksam_deploy.isolation.shared import map_shared
+from masksam_deploy.isolation.wire import LONGEST
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="there is a forking server on Linux only")
-WAYS = ["forked", "spawned"]
 
 
-@pytest.fixture(params=WAYS)
+@pytest.fixture(params=["forked", "spawned"])
 def planted(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Readers that misbehave, in workers that are forked or started."""
-    started = client._python
-
-    def python(module: str, *arguments: str, **options: Any) -> subprocess.Popen[bytes]:
-        name = "main_of_worker" if module.endswith("worker") else "main"
-        return started("tests.io.planted_readers", *arguments, entry=name, **options)
-
-    server = client._Server()
-    monkeypatch.setattr(client, "_python", python)
-    monkeypatch.setattr(client, "_SERVER", server)
-    monkeypatch.setattr(client, "_FORKS", request.param == "forked")
+    readers = Workers("tests.io.planted_readers", forks=request.param == "forked")
+    monkeypatch.setattr(isolated_scan, "READERS", readers)
     yield
-    server.stop()
+    readers.stop()
+
+
+@pytest.fixture
+def readers(monkeypatch: pytest.MonkeyPatch) -> Iterator[Workers]:
+    """The real ones, with a server of their own."""
+    own = Workers("masksam_deploy.io.scan_worker")
+    monkeypatch.setattr(isolated_scan, "READERS", own)
+    yield own
+    own.stop()
+
+
+def server_of(readers: Workers) -> subprocess.Popen[bytes]:
+    assert readers._server is not None
+    assert readers._server._process is not None
+    return readers._server._process
 
 
 def refusal(path: Path) -> str:
@@ -87,7 +94,7 @@ def test_a_worker_gets_no_more_memory_than_its_scan_needs(tmp_path: Path, when: 
 
 @pytest.mark.parametrize("forks", [True, False])
 def test_both_kinds_of_workers_read_the_same(data: Path, monkeypatch: pytest.MonkeyPatch, forks: bool) -> None:
-    monkeypatch.setattr(client, "_FORKS", forks)
+    monkeypatch.setattr(isolated_scan, "READERS", Workers("masksam_deploy.io.scan_worker", forks=forks))
     volume = read_volume([data / "dicom" / "oblique", data / "dicom" / "oblique"])
     np.testing.assert_array_equal(volume.array[0], volume.array[1])
     assert volume.array.flags.writeable
@@ -95,15 +102,12 @@ def test_both_kinds_of_workers_read_the_same(data: Path, monkeypatch: pytest.Mon
     assert len(volume.warnings) == 1  # both channels say the same
 
 
-def test_a_server_that_was_killed_is_started_again(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    server = client._Server()
-    monkeypatch.setattr(client, "_SERVER", server)
+def test_a_server_that_was_killed_is_started_again(data: Path, readers: Workers) -> None:
     first = read_volume(data / "dicom" / "oblique").array
-    assert server._process is not None
-    os.kill(server._process.pid, signal.SIGKILL)
-    server._process.wait()
+    server = server_of(readers)
+    os.kill(server.pid, signal.SIGKILL)
+    server.wait()
     np.testing.assert_array_equal(read_volume(data / "dicom" / "oblique").array, first)
-    server.stop()
 
 
 def test_scans_are_read_by_several_threads_at_once(data: Path) -> None:
@@ -122,8 +126,9 @@ def test_no_process_and_no_file_is_left_behind(data: Path) -> None:
         len(list(Path("/proc/self/fd").iterdir())) <= files + 2
     )  # the server's connection, if these were the first scans
     code = (
-        "import os, sys; from masksam_deploy.io import read_volume; from masksam_deploy.io.isolation import client\n"
-        "read_volume(sys.argv[1]); print(client._SERVER._process.pid, flush=True); os.kill(os.getpid(), 9)"
+        "import os, sys; from masksam_deploy.io import read_volume\n"
+        "from masksam_deploy.io.isolated_scan import READERS\n"
+        "read_volume(sys.argv[1]); print(READERS._server.pid, flush=True); os.kill(os.getpid(), 9)"
     )
     ended = subprocess.run(
         [sys.executable, "-c", code, str(data / "dicom" / "oblique")], capture_output=True, text=True, check=False
@@ -137,10 +142,8 @@ def test_no_process_and_no_file_is_left_behind(data: Path) -> None:
 
 
 def test_a_scan_that_is_given_up_ends_its_worker(data: Path) -> None:
-    with client.IsolatedScan(data / "dicom" / "oblique") as scan:
-        worker = scan._worker
-        assert isinstance(worker, client._ForkedWorker)
-        number = worker._number
+    with IsolatedScan(data / "dicom" / "oblique") as scan:
+        number = scan._worker.pid
         assert number is not None
         assert Path(f"/proc/{number}").exists()
     assert not Path(f"/proc/{number}").exists()
@@ -193,25 +196,21 @@ def test_temporary_files_of_killed_workers_go_with_the_run(tmp_path: Path, monke
     monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
     (tmp_path / "temporary").mkdir()
     refusal(tmp_path / "open-litter.nii")
-    client._SERVER.stop()
+    isolated_scan.READERS.stop()
     assert not list((tmp_path / "temporary").iterdir())
 
 
 def test_a_server_that_is_told_to_end_removes_its_folder(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, readers: Workers
 ) -> None:
     # A service manager sends its signal to all processes of the service.
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    server = client._Server()
-    monkeypatch.setattr(client, "_SERVER", server)
-    with client.IsolatedScan(data / "dicom" / "oblique") as scan:
-        assert server._process is not None
+    with IsolatedScan(data / "dicom" / "oblique") as scan:
         assert list(tmp_path.iterdir())
-        server._process.terminate()
-        server._process.wait(5)
+        server_of(readers).terminate()
+        server_of(readers).wait(5)
         assert not list(tmp_path.iterdir())
         assert scan.geometry.size_xyz == (100, 50, 3)
-    server.stop()
 
 
 def test_a_limit_on_the_size_of_files_is_named(data: Path) -> None:
@@ -224,26 +223,74 @@ def test_a_limit_on_the_size_of_files_is_named(data: Path) -> None:
     assert "expected at least 60000 bytes; raise the limit (ulimit -f)" in said
 
 
-@pytest.mark.parametrize("entry", ["main_without_workers", "main_that_ends"])
+def without_workers() -> None:
+    """The real server where the system starts no more processes."""
+
+    def fork() -> int:
+        raise BlockingIOError
+
+    os.fork = fork
+    server.main()
+
+
+def that_ends() -> None:
+    """A server that finds no memory for its libraries."""
+    sys.exit(1)
+
+
+@pytest.mark.parametrize("entry", ["without_workers", "that_ends"])
 def test_a_scan_is_not_blamed_where_no_worker_can_be_started(
-    data: Path, monkeypatch: pytest.MonkeyPatch, entry: str
+    data: Path, monkeypatch: pytest.MonkeyPatch, readers: Workers, entry: str
 ) -> None:
-    started = client._python
+    started = workers._python
 
     def python(_: str, *arguments: str, **options: Any) -> subprocess.Popen[bytes]:
-        return started("tests.io.planted_readers", *arguments, entry=entry, **options)
+        return started(__name__, *arguments, **options, entry=entry)
 
-    server = client._Server()
-    monkeypatch.setattr(client, "_SERVER", server)
     with monkeypatch.context() as planted:
-        planted.setattr(client, "_python", python)
+        planted.setattr(workers, "_python", python)
         for _ in range(2):
             with pytest.raises(ScanError, match="no process can be started to read it") as caught:
                 read_volume(data / "dicom" / "oblique")
             assert "damaged" not in str(caught.value)
-        server.stop()
+        readers.stop()
     assert read_volume(data / "dicom" / "oblique").array.size
-    server.stop()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork.*:DeprecationWarning")
+def test_a_process_that_its_host_forks_while_a_reader_starts_reads_with_its_own(data: Path, readers: Workers) -> None:
+    read_volume(data / "dicom" / "oblique")
+    assert readers._server is not None
+    with readers._server._lock:  # as if another thread were just starting a reader
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                code = 0 if read_volume(data / "dicom" / "oblique").array.size else 2
+                readers.stop()
+            finally:
+                os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert read_volume(data / "dicom" / "oblique").array.size
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is sealed on Linux")
+def test_a_worker_cannot_take_shared_memory_away() -> None:
+    with SharedArray((1000,)) as shared, Path(shared.path).open("r+b") as file:
+        for size in (0, 10**6):
+            with pytest.raises(OSError, match="not permitted"):
+                os.ftruncate(file.fileno(), size)
+        assert shared.array.sum() == 0
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int64", "bool", "float16"])
+@pytest.mark.parametrize("shape", [(), (0,), (3, 0, 2), (2, 3)])
+def test_shared_memory_holds_any_array(shape: tuple[int, ...], dtype: str) -> None:
+    with SharedArray(shape, dtype) as shared:
+        values = np.arange(np.prod(shape, dtype=int)).reshape(shape).astype(dtype)
+        map_shared(shared.path, shape, dtype)[...] = values
+        np.testing.assert_array_equal(shared.array, values)
 
 
 def run_apart(code: str, folder: Path) -> str:
@@ -258,12 +305,13 @@ def run_apart(code: str, folder: Path) -> str:
 @pytest.mark.parametrize("forks", [True, False])
 def test_signals_that_a_host_blocks_or_ignores_are_not_blocked_in_workers(data: Path, forks: bool) -> None:
     code = (
-        f"from masksam_deploy.io.isolation import client; client._FORKS = {forks}\n"
+        "from masksam_deploy.io import isolated_scan; from masksam_deploy.isolation import Workers\n"
+        f"isolated_scan.READERS = Workers('masksam_deploy.io.scan_worker', forks={forks})\n"
         "signal.signal(signal.SIGCHLD, signal.SIG_IGN); signal.signal(signal.SIGXCPU, signal.SIG_IGN)\n"
         "signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())\n"
         "print(read_volume(scan).array.shape)\n"
-        "with client.IsolatedScan(client.Path(scan)) as opened:\n"
-        "    worker = opened._worker._number if client._FORKS else opened._worker._process.pid\n"
+        "with isolated_scan.IsolatedScan(isolated_scan.Path(scan)) as opened:\n"
+        "    worker = opened._worker.pid\n"
         "    print([line.split()[1] for line in open(f'/proc/{worker}/status') if line[:6] in ('SigBlk', 'SigIgn')])\n"
     )
     shape, masks = run_apart(code, data / "dicom" / "oblique").splitlines()

@@ -301,7 +301,7 @@ def test_max_voxels_is_asked_before_pixels_are_decoded(data: Path, monkeypatch: 
     def decode(*_: object) -> None:
         raise AssertionError("decoded")
 
-    monkeypatch.setattr("masksam_deploy.io.isolation.IsolatedScan.read_into", decode)
+    monkeypatch.setattr("masksam_deploy.io.isolated_scan.IsolatedScan.read_into", decode)
     with pytest.raises(MemoryLimitError, match="found 15000 voxels"):
         read_volume(data / "dicom" / "oblique", max_voxels=14999)
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from masksam_deploy.atomic import atomic_path, check_writable
 from masksam_deploy.backends.base import Device
-from masksam_deploy.backends.onnxruntime import PROVIDERS, BareSession, import_runtime, session_options
+from masksam_deploy.backends.onnxruntime import PROVIDERS, BareSession, SessionSettings, import_runtime, thread_count
 from masksam_deploy.engines.builders.base import (
     BuildOptions,
     BuiltEngine,
@@ -116,16 +116,15 @@ class OnnxRuntimeBuilder:
 
     def _run(self, graph: Path, options: BuildOptions, *, optimised: bool) -> Iterator[Mapping[str, Any]]:
         """Run on zeros; what the profile says of each operator: `op_name`, `provider`, `input_type_shape` …"""
-        runtime = import_runtime(self._device)
-        levels = runtime.GraphOptimizationLevel
         with TemporaryDirectory() as folder:
-            settings = session_options(runtime, None)
-            settings.add_session_config_entry("session.x64quantprecision", "1")  # as it will run
-            settings.graph_optimization_level = levels.ORT_ENABLE_ALL if optimised else levels.ORT_DISABLE_ALL
-            settings.enable_profiling = True
-            settings.profile_file_prefix = str(Path(folder) / "profile")
+            settings = SessionSettings(
+                thread_count(None),
+                config={"session.x64quantprecision": "1"},  # as it will run
+                optimised=optimised,
+                profile=str(Path(folder) / "profile"),
+            )
             try:
-                session = BareSession(graph, settings, [PROVIDERS[self._device]])
+                session = BareSession(graph, settings, self._device)
                 session.run(None, _zeros(session, options.batches[0], graph))
                 profile = Path(session.end_profiling()).read_bytes()
             except EngineError:

@@ -1,7 +1,7 @@
-"""Linux: a process that has loaded the libraries, and forks a fresh worker for each scan.
+"""Linux: a process that has loaded the libraries, and forks a fresh worker for each use.
 
 A fork costs milliseconds where a new process costs a third of a second; and no scan meets memory that another one left.
-The server itself reads no scan. It has one thread, so that forking is safe.
+The server itself opens no untrusted file. It has one thread, so that forking is safe.
 """
 
 from __future__ import annotations
@@ -13,43 +13,35 @@ import socket
 import struct
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from types import FrameType
 
-from masksam_deploy.io.isolation.limits import reset_signals
-from masksam_deploy.io.isolation.wire import Wire
-from masksam_deploy.io.isolation.worker import serve
+from masksam_deploy.isolation.limits import reset_signals
+from masksam_deploy.isolation.wire import Wire
 
 NEW = b"new"
 """With two file descriptors: the worker's connection, and where to tell its number and how it ended."""
 STATUS = struct.Struct("<i")
-_LOADED = (
-    "masksam_deploy.io.opening",
-    "numpy.ma",
-    "pydicom.dataset",
-    "pydicom.encaps",
-    "pydicom.filereader",
-)
-"""Loaded once, for all workers: also what readers import on first use."""
 
 
 def main() -> None:
     """Fork workers for as long as the process that started this one keeps the connection open."""
     reset_signals()
     signal.signal(signal.SIGTERM, _leave)
-    for name in _LOADED:
+    module = import_module(sys.argv[1])
+    for name in module.PRELOAD:
         import_module(name)
-    with socket.socket(fileno=int(sys.argv[1])) as control, _temporary_files():
-        _Server(control).run()
+    with socket.socket(fileno=int(sys.argv[2])) as control, _temporary_files():
+        _Server(control, module.serve).run()
 
 
 @contextmanager
 def _temporary_files() -> Iterator[None]:
     """A folder for the temporary files of all workers: one that is killed leaves its own; all go at the end."""
     try:
-        folder = tempfile.TemporaryDirectory(prefix="masksam-readers-")
+        folder = tempfile.TemporaryDirectory(prefix="masksam-workers-")
     except OSError:  # the worker that needs one will say so
         yield
         return
@@ -59,8 +51,9 @@ def _temporary_files() -> Iterator[None]:
 
 
 class _Server:
-    def __init__(self, control: socket.socket) -> None:
+    def __init__(self, control: socket.socket, serve: Callable[[Wire], None]) -> None:
         self._control = control
+        self._serve = serve
         self._told: dict[int, int] = {}  # worker -> where to tell how it ended
 
     def run(self) -> None:
@@ -115,7 +108,7 @@ class _Server:
             for other in self._told.values():
                 os.close(other)
             with socket.socket(fileno=connection) as own:
-                serve(Wire(own.makefile("rb"), own.makefile("wb")))
+                self._serve(Wire(own.makefile("rb"), own.makefile("wb")))
             code = 0
         finally:
             os._exit(code)

@@ -6,25 +6,26 @@ It is asked twice: to open a path (headers, checks, grid), and to read the voxel
 from __future__ import annotations
 
 import os
-import sys
-from dataclasses import asdict
 from math import prod
 from pathlib import Path
 
 from masksam_deploy.errors import MaskSamError
 from masksam_deploy.io.channel import Channel
-from masksam_deploy.io.isolation.limits import (
-    DECODING_MEMORY,
-    HEADER_MEMORY,
-    limit_worker,
-    reset_signals,
-    seconds_to_decode,
-    seconds_to_open,
-)
-from masksam_deploy.io.isolation.shared import map_shared
-from masksam_deploy.io.isolation.wire import Message, Wire, WireError
+from masksam_deploy.io.scan_facts import facts_of
+from masksam_deploy.io.scan_limits import DECODING_MEMORY, HEADER_MEMORY, seconds_to_decode, seconds_to_open
+from masksam_deploy.isolation.limits import limit_worker
+from masksam_deploy.isolation.shared import map_shared
+from masksam_deploy.isolation.wire import Message, Wire, WireError
 from masksam_deploy.text import one_line
 
+PRELOAD = (
+    "masksam_deploy.io.opening",
+    "numpy.ma",
+    "pydicom.dataset",
+    "pydicom.encaps",
+    "pydicom.filereader",
+)
+"""Also what readers import on first use."""
 _MOST_TOLD = 1000
 """Letters of an error that nobody foresaw."""
 
@@ -38,7 +39,7 @@ def serve(wire: Wire) -> None:
             try:
                 if channel is None:
                     channel = _opened(request)
-                    wire.send(_described(channel))
+                    wire.send(facts_of(channel.geometry, channel.warnings))
                 else:
                     _read(channel, request)
                     wire.send({"done": True})
@@ -68,11 +69,6 @@ def _count(path: Path) -> int:
         return 1  # opening it will say why
 
 
-def _described(channel: Channel) -> Message:
-    geometry = asdict(channel.geometry)
-    return {"name": channel.name, "geometry": geometry, "warnings": [one_line(w, 1000) for w in channel.warnings[:200]]}
-
-
 def _read(channel: Channel, request: Message) -> None:
     shape = channel.geometry.shape_zyx
     size = 4 * prod(shape)
@@ -92,15 +88,3 @@ def _told(error: BaseException) -> Message:
         reason = one_line(error.strerror or str(error), _MOST_TOLD)
         return {"error": "OSError", "message": reason, "path": name and os.fsencode(name).hex()}
     return {"error": type(error).__name__, "message": one_line(str(error), _MOST_TOLD)}
-
-
-def main() -> None:
-    """Serve the process that started this one, through standard input and output."""
-    reset_signals()
-    reader, writer = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
-    # What a library prints must not come between messages.
-    nowhere = os.open(os.devnull, os.O_RDWR)
-    for standard in (0, 1, 2):
-        os.dup2(nowhere, standard)
-    serve(Wire(reader, writer))
-    sys.exit(0)

@@ -8,27 +8,7 @@ from __future__ import annotations
 
 import signal
 import sys
-
-HEADER_MEMORY = 2**30
-"""Bytes for reading headers: thousands of slices take a few hundred megabytes."""
-DECODING_MEMORY = 2**29
-"""Bytes beside the voxels: buffers of the decoders, which take one slice at a time."""
-_CPU_SECONDS = 60
-_WALL_SECONDS = 600
-# A slow machine decodes 4 MB/s of JPEG 2000, a slow network file system delivers 1 MB/s.
-_CPU_BYTES_PER_SECOND = 4e6
-_WALL_BYTES_PER_SECOND = 1e6
-_FILE_SECONDS = 1.0
-
-
-def seconds_to_open(files: int) -> tuple[int, int]:
-    """Processor time and time in all for the headers of so many files."""
-    return _CPU_SECONDS + int(files * _FILE_SECONDS / 10), _WALL_SECONDS + int(files * _FILE_SECONDS)
-
-
-def seconds_to_decode(size: int) -> tuple[int, int]:
-    """Processor time and time in all for so many bytes of voxels."""
-    return _CPU_SECONDS + int(size / _CPU_BYTES_PER_SECOND), _WALL_SECONDS + int(size / _WALL_BYTES_PER_SECOND)
+from contextlib import suppress
 
 
 def reset_signals() -> None:
@@ -54,13 +34,44 @@ def limit_worker(memory: int, seconds: tuple[int, int]) -> None:
     cpu, wall = seconds
     used = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
     _lower(resource.RLIMIT_CPU, int(used) + 1 + cpu)
-    # A core of a scan would lie about in somebody's folder.
-    _lower(resource.RLIMIT_CORE, 0)
+    no_core()
     held = _address_space()
     if held is not None:
         _lower(resource.RLIMIT_AS, held + memory)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.alarm(wall)
+
+
+def no_core() -> None:
+    """Leave no memory image of a crash: what a scan holds would lie about in somebody's folder."""
+    if sys.platform != "win32":
+        import resource
+
+        _lower(resource.RLIMIT_CORE, 0)
+
+
+def limit_data(headroom: int) -> None:
+    """From now on, memory beyond what this process has and `headroom` bytes is refused. On Linux only.
+
+    Called again, it can only lower the limit.
+    """
+    if sys.platform != "linux":
+        return
+    import resource
+
+    soft = resource.getrlimit(resource.RLIMIT_DATA)[0]
+    used = _data()
+    if used and (soft == resource.RLIM_INFINITY or used + headroom < soft):
+        _lower(resource.RLIMIT_DATA, used + headroom)
+
+
+def _data() -> int:
+    """Bytes of data that this process has; 0 if the system does not say."""
+    with suppress(OSError, ValueError), open("/proc/self/statm", encoding="ascii") as file:  # noqa: PTH123
+        import resource
+
+        return int(file.read().split()[5]) * resource.getpagesize()
+    return 0
 
 
 def _lower(what: int, value: int) -> None:
