@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from benchmarks.parts import held, timed
-from masksam_deploy.backends.onnxruntime import SessionSettings, import_runtime, session_options, thread_count
 from masksam_deploy.bench.machine import provenance
-from masksam_export.passes.adapter_nodes import DOMAIN, FORMULATIONS, OP_TYPE, adapter_function
+from masksam_deploy.runtimes.onnxruntime import SessionSettings, import_runtime, session_options, thread_count
+from masksam_export.families.masksam.adapter_nodes import DOMAIN, FORMULATIONS, OP_TYPE, adapter_function
 from masksam_kernels.depth_adapter import reference
 
 RESULTS = Path(__file__).parent / "results"

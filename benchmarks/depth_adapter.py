@@ -25,10 +25,10 @@ import torch
 from torch import Tensor, nn
 
 from masksam_deploy.bench.machine import provenance
-from masksam_export.config import ModelConfig
-from masksam_export.model.depth_adapter import AdapterKind, DepthConvAdapter
-from masksam_export.model.image_encoder import Attention, ImageEncoder
-from masksam_export.official import ACDC, AMOS
+from masksam_export.families.masksam.config import ModelConfig
+from masksam_export.families.masksam.model.depth_adapter import AdapterKind, DepthConvAdapter
+from masksam_export.families.masksam.model.image_encoder import Attention, ImageEncoder
+from masksam_export.families.masksam.official import ACDC, AMOS
 from masksam_kernels.depth_adapter import launch, reference
 from masksam_kernels.depth_adapter.blocks import Block, padded_channels
 from masksam_kernels.depth_adapter.op import depth_adapter_middle

@@ -21,15 +21,15 @@ from typing import Any, cast
 
 from benchmarks.dice import ENDING, scan_of
 from masksam_deploy.bench.machine import provenance
-from masksam_deploy.bundle import Bundle
+from masksam_deploy.bundle.directory import Bundle
 from masksam_deploy.engines.build import BuildRequest, BuildResult, build_engine
-from masksam_deploy.engines.builders import BuildOptions, open_builder
 from masksam_deploy.engines.calibration import calibration_windows
 from masksam_deploy.engines.gate import Case, Verdict
 from masksam_deploy.engines.quantisation import Calibrator
 from masksam_deploy.engines.sensitivity import measure_sensitivity
-from masksam_deploy.engines.spec import EngineSpec, Precision, Target
-from masksam_deploy.scans import ScanFiles, find_scans
+from masksam_deploy.io.cases import ScanFiles, find_scans
+from masksam_deploy.runtimes.registry import BuildOptions, open_builder
+from masksam_deploy.runtimes.spec import EngineSpec, Precision, Target
 
 
 def main() -> None:

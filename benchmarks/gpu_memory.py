@@ -12,13 +12,13 @@ from pathlib import Path
 
 import torch
 
-from masksam_deploy.backends.plan import plan_buffers
-from masksam_deploy.manifest import Graph
-from masksam_export.config import ModelConfig
-from masksam_export.graphs import embedding_port, image_port, prompt_ports, semseg_port, tap_ports
-from masksam_export.model import MaskSAM
-from masksam_export.model.image_encoder import Attention
-from masksam_export.weights import config_from_shapes
+from masksam_deploy.bundle.manifest import Graph
+from masksam_deploy.runtimes.cuda.plan import plan_buffers
+from masksam_export.families.masksam.config import ModelConfig
+from masksam_export.families.masksam.graphs import embedding_port, image_port, prompt_ports, semseg_port, tap_ports
+from masksam_export.families.masksam.model import MaskSAM
+from masksam_export.families.masksam.model.image_encoder import Attention
+from masksam_export.families.masksam.weights import config_from_shapes
 
 NETWORK = Path(__file__).parents[1] / "tests" / "data" / "network"
 VARIANTS = {"MaskSAM_ACDC": "acdc", "MaskSAM_AMOS": "amos", "MaskSAM_Synapse": "synapse"}

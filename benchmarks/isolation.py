@@ -23,15 +23,15 @@ from typing import TypeVar
 
 import numpy as np
 
-from masksam_deploy.backends import GraphChain, open_chain
-from masksam_deploy.backends.base import IMAGE, SCORES, Image, Scores
-from masksam_deploy.backends.onnxruntime import SessionSettings, import_runtime, session_options, thread_count
-from masksam_deploy.bundle import Bundle
+from masksam_deploy.base.threads import usable_cores
+from masksam_deploy.base.volume import Volume
+from masksam_deploy.bundle.directory import Bundle
 from masksam_deploy.io import read_volume
-from masksam_deploy.io.opening import open_channel
-from masksam_deploy.report import runtime_versions
-from masksam_deploy.team import usable_cores
-from masksam_deploy.volume import Volume
+from masksam_deploy.io.open_channel import open_channel
+from masksam_deploy.runtimes import GraphChain, open_chain
+from masksam_deploy.runtimes.base import IMAGE, SCORES, Image, Scores
+from masksam_deploy.runtimes.onnxruntime import SessionSettings, import_runtime, session_options, thread_count
+from masksam_deploy.scan_path.report import runtime_versions
 
 T = TypeVar("T")
 

@@ -21,13 +21,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from masksam_deploy.atomic import atomic_path
-from masksam_deploy.batch_report import REPORT_NAME, Entry, Hashed, Job
-from masksam_deploy.ledger import Ledger, Past, Run
-from masksam_deploy.ledger_file import LEDGER_NAME
-from masksam_deploy.report import runtime_versions
-from masksam_deploy.results import Outputs
-from masksam_deploy.scans import ScanFiles
+from masksam_deploy.base.atomic import atomic_path
+from masksam_deploy.batch.ledger import Ledger, Past, Run
+from masksam_deploy.batch.ledger_file import LEDGER_NAME
+from masksam_deploy.batch.report import REPORT_NAME, Entry, Hashed, Job
+from masksam_deploy.io.cases import ScanFiles
+from masksam_deploy.outputs.one_scan import Outputs
+from masksam_deploy.scan_path.report import runtime_versions
 
 RESULTS = Path(__file__).resolve().parent / "results" / "ledger.json"
 COUNTS = (1_000, 10_000)

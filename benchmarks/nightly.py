@@ -30,28 +30,28 @@ from pathlib import Path
 
 import torch
 
+from masksam_deploy.base.errors import MaskSamError
+from masksam_deploy.bench.benchmark import Settings, run_bench
 from masksam_deploy.bench.compare import RegressionError, check_regressions, compare_results
 from masksam_deploy.bench.contenders import Contender, valid_contenders
+from masksam_deploy.bench.files import check_disagreements, write_outputs
 from masksam_deploy.bench.inputs import BenchScan, bench_scan
-from masksam_deploy.bench.outputs import check_disagreements, write_outputs
 from masksam_deploy.bench.results import BenchResult, read_result
-from masksam_deploy.bench.run import Settings, run_bench
 from masksam_deploy.bench.table import print_comparison, print_result
-from masksam_deploy.bundle import Bundle
+from masksam_deploy.bundle.directory import Bundle
+from masksam_deploy.bundle.manifest import Label, Labels, Normalization, Preprocessing, Resampling
 from masksam_deploy.engines.build import BuildRequest, build_engine
-from masksam_deploy.engines.builders import open_builder
+from masksam_deploy.engines.choose import machine_for
 from masksam_deploy.engines.gate import Case
-from masksam_deploy.engines.run import machine_for
-from masksam_deploy.engines.spec import EngineSpec, label
 from masksam_deploy.engines.store import engines_of
-from masksam_deploy.errors import MaskSamError
-from masksam_deploy.manifest import Label, Labels, Normalization, Preprocessing, Resampling
-from masksam_deploy.scans import ScanFiles
+from masksam_deploy.io.cases import ScanFiles
+from masksam_deploy.runtimes.registry import open_builder
+from masksam_deploy.runtimes.spec import EngineSpec, label
 from masksam_export.baseline import torch_chain
-from masksam_export.checkpoint import TrainedMaskSAM, load_checkpoint
-from masksam_export.config import ModelConfig
-from masksam_export.model import MaskSAM
-from masksam_export.official import ACDC, AMOS, SYNAPSE
+from masksam_export.families.masksam.checkpoint import TrainedMaskSAM, load_checkpoint
+from masksam_export.families.masksam.config import ModelConfig
+from masksam_export.families.masksam.model import MaskSAM
+from masksam_export.families.masksam.official import ACDC, AMOS, SYNAPSE
 from masksam_export.onnx_export import export_bundle
 
 REPOSITORY = Path(__file__).parents[1]

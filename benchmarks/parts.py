@@ -14,8 +14,8 @@ import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
-from masksam_deploy.backends.onnxruntime import SessionSettings, import_runtime, session_options, thread_count
-from masksam_export.graphs import GraphPart, traceable
+from masksam_deploy.runtimes.onnxruntime import SessionSettings, import_runtime, session_options, thread_count
+from masksam_export.families.masksam.graphs import GraphPart, traceable
 from masksam_export.onnx_export import export_part
 from masksam_export.passes.convolutions import Convolutions
 

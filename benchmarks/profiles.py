@@ -27,19 +27,19 @@ from typing import Any
 from benchmarks.dice import ENDING
 from benchmarks.engines import case_of
 from masksam_deploy import Segmenter, read_volume
-from masksam_deploy.atomic import atomic_path
+from masksam_deploy.base.atomic import atomic_path
 from masksam_deploy.bench.machine import provenance
-from masksam_deploy.bundle import Bundle
+from masksam_deploy.bundle.directory import Bundle
 from masksam_deploy.comparison.overlap import dice_per_class
 from masksam_deploy.engines.build import BuildRequest, build_engine
-from masksam_deploy.engines.builders import open_builder
+from masksam_deploy.engines.choose import open_network
 from masksam_deploy.engines.gate import Case, validation_cases
-from masksam_deploy.engines.run import open_network
-from masksam_deploy.engines.spec import PRECISIONS, EngineSpec, Precision
-from masksam_deploy.evaluation.label_maps import check_same_grid, read_label_map
-from masksam_deploy.profiles import FIGURES, PROFILES, Cost, Figures, definitions
-from masksam_deploy.report import label_names
-from masksam_deploy.scans import ScanFiles, find_scans
+from masksam_deploy.engines.profiles import FIGURES, PROFILES, Cost, Figures, definitions
+from masksam_deploy.io.cases import ScanFiles, find_scans
+from masksam_deploy.metrics.label_maps import check_same_grid, read_label_map
+from masksam_deploy.runtimes.registry import open_builder
+from masksam_deploy.runtimes.spec import PRECISIONS, EngineSpec, Precision
+from masksam_deploy.scan_path.report import label_names
 
 ROOT = Path(__file__).parents[1]
 CHECKPOINT = ROOT / "models" / "masksam-tiny-lv" / "checkpoint_final.pth"
@@ -118,7 +118,7 @@ def main() -> None:
 
 def exported(folder: Path) -> Bundle:
     """The repository's model as a bundle that carries its validation scan."""
-    from masksam_export.checkpoint import load_checkpoint
+    from masksam_export.families.masksam.checkpoint import load_checkpoint
     from masksam_export.onnx_export import export_bundle
 
     case = Case(ScanFiles("SCD0000501", (SAMPLE / "scan",)), SAMPLE / "reference.nii.gz")

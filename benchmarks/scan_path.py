@@ -32,14 +32,14 @@ import numpy as np
 import SimpleITK
 from numpy.typing import NDArray
 
+from masksam_deploy.base.volume import Volume
+from masksam_deploy.bundle.manifest import Label, Labels, Normalization, Preprocessing, Resampling
 from masksam_deploy.io import read_volume, write_labels
-from masksam_deploy.manifest import Label, Labels, Normalization, Preprocessing, Resampling
-from masksam_deploy.postprocess import labels_from_scores
-from masksam_deploy.preprocess import preprocess, scan_frame
-from masksam_deploy.report import measure_labels
-from masksam_deploy.segmenter import Segmenter
-from masksam_deploy.sliding_window import Accumulator, stream_scores
-from masksam_deploy.volume import Volume
+from masksam_deploy.scan_path.labels_host import labels_from_scores
+from masksam_deploy.scan_path.prepare import preprocess, scan_frame
+from masksam_deploy.scan_path.report import measure_labels
+from masksam_deploy.scan_path.segmenter import Segmenter
+from masksam_deploy.scan_path.windows import Accumulator, stream_scores
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"

@@ -13,22 +13,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from masksam_deploy.bundle import Bundle
-    from masksam_deploy.errors import MaskSamError
+    from masksam_deploy.base.errors import MaskSamError
+    from masksam_deploy.base.volume import Geometry, Volume
+    from masksam_deploy.bundle.directory import Bundle
     from masksam_deploy.io import read_volume, write_labels
-    from masksam_deploy.segmenter import Segmentation, Segmenter
-    from masksam_deploy.volume import Geometry, Volume
+    from masksam_deploy.scan_path.segmenter import Segmentation, Segmenter
 
 __version__ = "0.1.0"
 
 # Looked up on first use, so that the command line's --help does not wait for numpy and SimpleITK.
 _HOMES = {
-    "Bundle": "bundle",
-    "Geometry": "volume",
-    "MaskSamError": "errors",
-    "Segmentation": "segmenter",
-    "Segmenter": "segmenter",
-    "Volume": "volume",
+    "Bundle": "bundle.directory",
+    "Geometry": "base.volume",
+    "MaskSamError": "base.errors",
+    "Segmentation": "scan_path.segmenter",
+    "Segmenter": "scan_path.segmenter",
+    "Volume": "base.volume",
     "read_volume": "io",
     "write_labels": "io",
 }

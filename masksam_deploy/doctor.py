@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
-from masksam_deploy.backends.base import Device
-from masksam_deploy.backends.onnxruntime import import_runtime
-from masksam_deploy.engines.builders import BuildOptions, Target, open_builder
-from masksam_deploy.engines.builders.rtx import import_rtx, known_gpus
-from masksam_deploy.engines.builders.tensorrt import import_tensorrt
-from masksam_deploy.errors import MaskSamError, MissingDependencyError
-from masksam_deploy.gpus import Gpus, find_gpus, jetson_release
+from masksam_deploy.base.errors import MaskSamError, MissingDependencyError
+from masksam_deploy.base.nvidia import Gpus, find_gpus, jetson_release
+from masksam_deploy.runtimes.base import Device
+from masksam_deploy.runtimes.onnxruntime import import_runtime
+from masksam_deploy.runtimes.registry import BuildOptions, Target, open_builder
+from masksam_deploy.runtimes.tensorrt.builder import import_tensorrt
+from masksam_deploy.runtimes.tensorrt.rtx_builder import import_rtx, known_gpus
 
 
 @dataclass(frozen=True)

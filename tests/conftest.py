@@ -60,7 +60,7 @@ def cardiac_case() -> Path:
 def cardiac_bundle(cardiac_case: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The bundle exported from the cardiac checkpoint, once for all tests."""
     pytest.importorskip("torch")
-    from masksam_export.checkpoint import load_checkpoint
+    from masksam_export.families.masksam.checkpoint import load_checkpoint
     from masksam_export.onnx_export import export_bundle
 
     target = tmp_path_factory.mktemp("bundle") / "cardiac.masksam"

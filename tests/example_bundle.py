@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from masksam_deploy.bundle import Bundle, staging_directory, write_bundle
-from masksam_deploy.manifest import Manifest
+from masksam_deploy.bundle.directory import Bundle, staging_directory, write_bundle
+from masksam_deploy.bundle.manifest import Manifest
 
 GRAPH_BYTES = {
     "image_encoder.onnx": b"not really a graph" * 10,

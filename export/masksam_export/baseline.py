@@ -17,17 +17,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from masksam_deploy.backends import Device, GraphChain
-from masksam_deploy.backends.base import Tensors
+from masksam_deploy.base.errors import BackendError, CheckpointError
+from masksam_deploy.base.text import one_line, shown
+from masksam_deploy.base.threads import usable_cores
 from masksam_deploy.bench.contenders import BaselineMode
-from masksam_deploy.bundle import Bundle, file_digest
-from masksam_deploy.errors import BackendError, CheckpointError
-from masksam_deploy.manifest import Graph
-from masksam_deploy.team import usable_cores
-from masksam_deploy.text import one_line, shown
-from masksam_export.checkpoint import load_checkpoint
-from masksam_export.graphs import image_port, semseg_port
-from masksam_export.model import MaskSAM
+from masksam_deploy.bundle.directory import Bundle, file_digest
+from masksam_deploy.bundle.manifest import Graph
+from masksam_deploy.runtimes import Device, GraphChain
+from masksam_deploy.runtimes.base import Tensors
+from masksam_export.families.masksam.checkpoint import load_checkpoint
+from masksam_export.families.masksam.graphs import image_port, semseg_port
+from masksam_export.families.masksam.model import MaskSAM
 
 NETWORK = "network"
 """The name of the only stage."""

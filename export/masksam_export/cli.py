@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 import click
 
 if TYPE_CHECKING:
-    from masksam_export.passes.adapter_nodes import Adapters
+    from masksam_export.families.masksam.adapter_nodes import Adapters
     from masksam_export.passes.convolutions import Convolutions
 
 
@@ -71,7 +71,7 @@ def export(
     CHECKPOINT is an nnU-Net checkpoint_final.pth, or a plain state dict with --plans and --dataset. Nothing in
     it is executed. The graphs are compared with the network; a bundle that disagrees is not written.
     """
-    from masksam_deploy.errors import MissingDependencyError
+    from masksam_deploy.base.errors import MissingDependencyError
 
     for package in ("torch", "onnx", "onnxscript", "onnxruntime"):
         if find_spec(package) is None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from masksam_deploy.text import printable
+from masksam_deploy.base.text import printable
 
 
 @click.command(short_help="Make a training data set of public sample data.")
@@ -26,13 +26,13 @@ def prepare_sample_data(source: Path, data: str, output: Path, force: bool) -> N
     and labelsTr of the Medical Segmentation Decathlon's Task04, or hippocampus_msd with them. Contours of the wrong
     patient, images without labels and the like are refused, and then nothing is written.
     """
-    from masksam_deploy.errors import MissingDependencyError
+    from masksam_deploy.base.errors import MissingDependencyError
 
     if find_spec("PIL") is None:
         raise MissingDependencyError("pillow", "cpu", "prepare-sample-data")
     from masksam_deploy.cli.progress import progress_bar
-    from masksam_export.training.samples.hippocampus import prepare_hippocampus
-    from masksam_export.training.samples.sunnybrook import prepare_sunnybrook
+    from masksam_export.families.masksam.training.samples.hippocampus import prepare_hippocampus
+    from masksam_export.families.masksam.training.samples.sunnybrook import prepare_sunnybrook
 
     prepare = prepare_sunnybrook if data == "sunnybrook" else prepare_hippocampus
     with progress_bar("checking") as progress:

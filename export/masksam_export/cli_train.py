@@ -131,13 +131,13 @@ def train(
         _refuse_settings(context)
     if sam_checkpoint and checkpoint:
         raise click.UsageError("--sam-checkpoint and --checkpoint exclude each other; start from one of them")
-    from masksam_deploy.errors import MissingDependencyError
+    from masksam_deploy.base.errors import MissingDependencyError
 
     for package in ("torch", "scipy", "matplotlib"):
         if find_spec(package) is None:
             raise MissingDependencyError(package, "cpu,train", "train")
+    from masksam_export.families.masksam.training.run import Request
     from masksam_export.run_train import run_train
-    from masksam_export.training.run import Request
 
     request = None
     if not resume:

@@ -25,17 +25,17 @@ from onnx_ir.passes.common import (
 from onnxscript.optimizer import fold_constants, remove_unused_nodes
 
 from masksam_deploy import __version__
-from masksam_deploy.backends.onnxruntime import runtime_version
-from masksam_deploy.bundle import Bundle, check_target, staging_directory, write_bundle
+from masksam_deploy.base.errors import ExportError
+from masksam_deploy.bundle.directory import Bundle, check_target, staging_directory, write_bundle
+from masksam_deploy.bundle.manifest import Graph, Manifest, Port, Provenance
+from masksam_deploy.bundle.rules import KERNELS_DIRECTORY
 from masksam_deploy.engines.gate import Case
-from masksam_deploy.errors import ExportError
-from masksam_deploy.manifest import Graph, Manifest, Port, Provenance
-from masksam_deploy.manifest_rules import KERNELS_DIRECTORY
-from masksam_export.bundled_kernels import copy_pack, fitting_pack
-from masksam_export.checkpoint import TrainedMaskSAM, release
-from masksam_export.graphs import GraphPart, graph_parts
-from masksam_export.model import MaskSAM
-from masksam_export.passes.adapter_nodes import DEFAULT_FORMULATION, Adapters, settle_adapters
+from masksam_deploy.runtimes.onnxruntime import runtime_version
+from masksam_export.families.masksam.adapter_nodes import DEFAULT_FORMULATION, Adapters, settle_adapters
+from masksam_export.families.masksam.bundled_kernels import copy_pack, fitting_pack
+from masksam_export.families.masksam.checkpoint import TrainedMaskSAM, release
+from masksam_export.families.masksam.graphs import GraphPart, graph_parts
+from masksam_export.families.masksam.model import MaskSAM
 from masksam_export.passes.convolutions import DEFAULT_CONVOLUTIONS, Convolutions, settle_convolutions
 from masksam_export.validation_scans import add_validation
 from masksam_export.verify import BATCH_CHECK_LIMIT, example_inputs, reference_outputs, verify_chain

@@ -7,16 +7,16 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError, model_validator
 
-from masksam_deploy.errors import CheckpointError
-from masksam_deploy.manifest import (
+from masksam_deploy.base.errors import CheckpointError
+from masksam_deploy.base.text import one_line
+from masksam_deploy.bundle.manifest import (
     Labels,
     Normalization,
     NormalizationScheme,
     Preprocessing,
     Resampling,
 )
-from masksam_deploy.text import one_line
-from masksam_export.quoting import quoted, some
+from masksam_export.torch_files.quoting import quoted, some
 
 RESAMPLING_FUNCTION = "resample_data_or_seg_to_shape"
 # Readers that keep the array as stored. NibabelIOWithReorient turns it to RAS: its models see other axes.

@@ -10,14 +10,14 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from masksam_deploy.bundle import Bundle
+from masksam_deploy.base.text import one_line, printable
+from masksam_deploy.bundle.directory import Bundle
 from masksam_deploy.cli.warn import warn
 from masksam_deploy.engines.gate import with_references
-from masksam_deploy.scans import find_scans
-from masksam_deploy.text import one_line, printable
-from masksam_export.checkpoint import load_checkpoint
+from masksam_deploy.io.cases import find_scans
+from masksam_export.families.masksam.adapter_nodes import Adapters
+from masksam_export.families.masksam.checkpoint import load_checkpoint
 from masksam_export.onnx_export import export_bundle
-from masksam_export.passes.adapter_nodes import Adapters
 from masksam_export.passes.convolutions import Convolutions
 
 

@@ -14,11 +14,11 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from masksam_deploy.errors import MemoryLimitError
-from masksam_deploy.text import one_line, printable
-from masksam_export.training.history import Epoch
-from masksam_export.training.loop import Trainer
-from masksam_export.training.run import Request, prepare_run
+from masksam_deploy.base.errors import MemoryLimitError
+from masksam_deploy.base.text import one_line, printable
+from masksam_export.families.masksam.training.history import Epoch
+from masksam_export.families.masksam.training.loop import Trainer
+from masksam_export.families.masksam.training.run import Request, prepare_run
 
 
 def run_train(

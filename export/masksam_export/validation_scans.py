@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from masksam_deploy.base.errors import ExportError
+from masksam_deploy.base.text import shown
+from masksam_deploy.bundle.manifest import Labels, ValidationCase
 from masksam_deploy.engines.gate import Case
-from masksam_deploy.errors import ExportError
-from masksam_deploy.evaluation.label_maps import check_same_grid, read_label_map
 from masksam_deploy.io import read_volume, write_labels
 from masksam_deploy.io.write_scan import write_scan
-from masksam_deploy.manifest import Labels, ValidationCase
-from masksam_deploy.report import label_names
-from masksam_deploy.text import shown
+from masksam_deploy.metrics.label_maps import check_same_grid, read_label_map
+from masksam_deploy.scan_path.report import label_names
 
 FOLDER = "validation"
 LIMIT = 256 * 2**20

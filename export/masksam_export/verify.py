@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 from pydantic import JsonValue
 from torch import Tensor
 
-from masksam_deploy.backends.base import Device
-from masksam_deploy.backends.onnxruntime import OnnxRuntimeSession
-from masksam_deploy.errors import ParityError
-from masksam_deploy.manifest import Graph
-from masksam_deploy.parity import compare_scores, max_abs_error
-from masksam_export.config import ModelConfig
-from masksam_export.graphs import TAPS, split_frames
-from masksam_export.model import MaskSAM
+from masksam_deploy.base.errors import ParityError
+from masksam_deploy.bundle.manifest import Graph
+from masksam_deploy.metrics.parity import compare_scores, max_abs_error
+from masksam_deploy.runtimes.base import Device
+from masksam_deploy.runtimes.onnxruntime import OnnxRuntimeSession
+from masksam_export.families.masksam.config import ModelConfig
+from masksam_export.families.masksam.graphs import TAPS, split_frames
+from masksam_export.families.masksam.model import MaskSAM
 
 Float = NDArray[np.float32]
 Progress = Callable[[str], None]

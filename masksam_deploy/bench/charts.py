@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from masksam_deploy.backends.base import Device
+from masksam_deploy.base.text import one_line
 from masksam_deploy.bench.results import Roofline, Run, Work
 from masksam_deploy.bench.svg import MARKERS, Marker, Scale, Svg
-from masksam_deploy.text import one_line
+from masksam_deploy.runtimes.base import Device
 
 SERIES = 6
 """Colours in the style sheet; further contenders share them, and have their names beside them."""

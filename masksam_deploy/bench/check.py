@@ -10,19 +10,19 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from masksam_deploy.backends import Network
+from masksam_deploy.base.errors import MaskSamError
+from masksam_deploy.base.text import one_line, shown
+from masksam_deploy.base.volume import Volume
 from masksam_deploy.bench.inputs import BenchScan, Window
 from masksam_deploy.bench.results import Check
-from masksam_deploy.bundle import Bundle
+from masksam_deploy.bundle.directory import Bundle
 from masksam_deploy.comparison.overlap import dice_per_class, overlap
 from masksam_deploy.engines.gate import LIMITS, CaseResult, Verdict
-from masksam_deploy.engines.spec import Precision
-from masksam_deploy.errors import MaskSamError
-from masksam_deploy.evaluation.label_maps import check_same_grid, read_label_map
-from masksam_deploy.parity import compare_scores
-from masksam_deploy.report import label_names
-from masksam_deploy.text import one_line, shown
-from masksam_deploy.volume import Volume
+from masksam_deploy.metrics.label_maps import check_same_grid, read_label_map
+from masksam_deploy.metrics.parity import compare_scores
+from masksam_deploy.runtimes import Network
+from masksam_deploy.runtimes.spec import Precision
+from masksam_deploy.scan_path.report import label_names
 
 Scores = NDArray[np.float32]
 

@@ -18,8 +18,8 @@ from dataclasses import asdict, dataclass  # noqa: E402
 from typing import TYPE_CHECKING, Any  # noqa: E402
 
 if TYPE_CHECKING:
-    from masksam_deploy.backends.base import Device, Network
     from masksam_deploy.bench.results import ColdStart
+    from masksam_deploy.runtimes.base import Device, Network
 
 _LONGEST_ERROR = 400
 
@@ -54,8 +54,8 @@ def measure_cold(request: ColdRequest) -> ColdStart:
     Raises:
         BenchError: it failed.
     """
+    from masksam_deploy.base.text import one_line
     from masksam_deploy.bench.results import BenchError, ColdStart
-    from masksam_deploy.text import one_line
 
     started = time.time()
     argument = json.dumps(asdict(request))
@@ -86,10 +86,10 @@ def run_fresh(request: ColdRequest) -> dict[str, Any]:
 
     import numpy as np
 
+    from masksam_deploy.base.nvidia import read_gpu
     from masksam_deploy.bench.contenders import open_fresh
-    from masksam_deploy.bundle import Bundle
-    from masksam_deploy.gpus import read_gpu
-    from masksam_deploy.segmenter import Segmenter
+    from masksam_deploy.bundle.directory import Bundle
+    from masksam_deploy.scan_path.segmenter import Segmenter
 
     before = read_gpu()
     window = np.load(request.window)
@@ -123,8 +123,8 @@ def run_fresh(request: ColdRequest) -> dict[str, Any]:
 
 def _peak(network: Network) -> int | None:
     """Most bytes that this process and the network's worker held, which may have been at different times."""
-    from masksam_deploy.backends import GraphChain
-    from masksam_deploy.memory import peak_memory
+    from masksam_deploy.base.memory import peak_memory
+    from masksam_deploy.runtimes import GraphChain
 
     own = peak_memory()
     others = network.peak_memory() if isinstance(network, GraphChain) else 0

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from masksam_deploy.base.errors import MaskSamError
+from masksam_deploy.base.text import one_line
 from masksam_deploy.bench.results import BenchError, BenchResult, Run
 from masksam_deploy.bench.timing import FEWEST_FOR_MAD, Timing
-from masksam_deploy.errors import MaskSamError
-from masksam_deploy.text import one_line
 
 NOISE_FACTOR = 3.0
 """Standard errors by which medians must differ, those of both results together."""

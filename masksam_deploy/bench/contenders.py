@@ -9,15 +9,15 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Literal, Protocol, TypeAlias, cast
 
-from masksam_deploy.backends import Device, Network, open_chain
+from masksam_deploy.base.errors import EngineError, MissingDependencyError
+from masksam_deploy.base.text import one_line, shown
 from masksam_deploy.bench.check import WINDOW_LIMITS
 from masksam_deploy.bench.results import BenchError
-from masksam_deploy.bundle import Bundle
-from masksam_deploy.engines.run import choose_engine, machine_for, open_engine
-from masksam_deploy.engines.spec import PRECISIONS, TARGETS, Precision, Target
+from masksam_deploy.bundle.directory import Bundle
+from masksam_deploy.engines.choose import choose_engine, machine_for, open_engine
 from masksam_deploy.engines.store import Engine, engines_of
-from masksam_deploy.errors import EngineError, MissingDependencyError
-from masksam_deploy.text import one_line, shown
+from masksam_deploy.runtimes import Device, Network, open_chain
+from masksam_deploy.runtimes.spec import PRECISIONS, TARGETS, Precision, Target
 
 BASELINES = "masksam_deploy.baselines"
 """Entry-point group through which the torch side offers the network as it was trained."""

@@ -16,9 +16,9 @@ import onnx
 import onnx.inliner
 from onnx import NodeProto
 
+from masksam_deploy.base.text import shown
 from masksam_deploy.bench.results import BenchError, Work
 from masksam_deploy.engines.graph_types import Shape, tensor_shapes
-from masksam_deploy.text import shown
 
 BYTES_PER_ELEMENT = 4
 PARTIAL = frozenset(["Slice", "Gather", "Split"])

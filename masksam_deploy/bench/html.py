@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 
+from masksam_deploy.base.text import one_line
 from masksam_deploy.bench import table
 from masksam_deploy.bench.charts import latency_chart, roofline_chart, waterfall_chart
 from masksam_deploy.bench.results import BenchResult
-from masksam_deploy.text import one_line
 
 STYLE = """
 :root { color-scheme: light dark; --paper: #ffffff; --ink: #1d2126; --soft: #5c6570; --grid: #e3e6ea; --mark: #1d2126;

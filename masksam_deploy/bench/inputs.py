@@ -13,14 +13,14 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from masksam_deploy.bundle import Bundle
+from masksam_deploy.base.volume import Geometry, Volume
+from masksam_deploy.bundle.directory import Bundle
 from masksam_deploy.engines.gate import validation_cases
 from masksam_deploy.io import read_volume
+from masksam_deploy.io.cases import digest
 from masksam_deploy.io.write_scan import write_scan
-from masksam_deploy.preprocess import preprocess
-from masksam_deploy.scans import digest
-from masksam_deploy.sliding_window import cut_windows, window_count
-from masksam_deploy.volume import Geometry, Volume
+from masksam_deploy.scan_path.prepare import preprocess
+from masksam_deploy.scan_path.windows import cut_windows, window_count
 
 Window: TypeAlias = NDArray[np.float32]
 Origin: TypeAlias = Literal["given", "validation", "synthetic"]

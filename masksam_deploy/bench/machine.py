@@ -13,11 +13,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from masksam_deploy.base.memory import available_memory
+from masksam_deploy.base.nvidia import GpuReading, find_gpus, jetson_release
+from masksam_deploy.base.threads import usable_cores
 from masksam_deploy.bench.results import GpuState
-from masksam_deploy.gpus import GpuReading, find_gpus, jetson_release
-from masksam_deploy.memory import available_memory
-from masksam_deploy.report import runtime_versions
-from masksam_deploy.team import usable_cores
+from masksam_deploy.scan_path.report import runtime_versions
 
 _BUSY = 0.5
 """Load a core above which a machine is not quiet."""

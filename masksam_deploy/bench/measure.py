@@ -10,19 +10,19 @@ from typing import Any
 
 import numpy as np
 
-from masksam_deploy.backends import Device, GraphChain, Network, Session
-from masksam_deploy.backends.base import Tensors
-from masksam_deploy.backends.onnxruntime import PROVIDERS, import_runtime
+from masksam_deploy.base.volume import Volume
 from masksam_deploy.bench.contenders import Contender
 from masksam_deploy.bench.inputs import BenchScan, Window
 from masksam_deploy.bench.results import ScanTimes, WindowTimes
 from masksam_deploy.bench.timing import Timing
-from masksam_deploy.bundle import Bundle
+from masksam_deploy.bundle.directory import Bundle
+from masksam_deploy.bundle.manifest import Graph
 from masksam_deploy.io import read_volume, write_labels
-from masksam_deploy.manifest import Graph
-from masksam_deploy.report import Stopwatch
-from masksam_deploy.segmenter import Segmenter
-from masksam_deploy.volume import Volume
+from masksam_deploy.runtimes import Device, GraphChain, Network, Session
+from masksam_deploy.runtimes.base import Tensors
+from masksam_deploy.runtimes.onnxruntime import PROVIDERS, import_runtime
+from masksam_deploy.scan_path.report import Stopwatch
+from masksam_deploy.scan_path.segmenter import Segmenter
 
 PAUSE = 0.05
 """Seconds before each timed run: threads of the contender before, which spin while they wait for work, fall asleep."""

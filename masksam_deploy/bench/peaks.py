@@ -14,8 +14,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from masksam_deploy.backends import Device
-from masksam_deploy.backends.onnxruntime import (
+from masksam_deploy.runtimes import Device
+from masksam_deploy.runtimes.onnxruntime import (
     PROVIDERS,
     SessionSettings,
     import_runtime,

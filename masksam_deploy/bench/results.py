@@ -8,11 +8,11 @@ from typing import Literal
 
 from pydantic import Field, JsonValue, ValidationError, computed_field, model_validator
 
-from masksam_deploy.backends.base import Device
+from masksam_deploy.base.errors import MaskSamError
+from masksam_deploy.base.text import shown
 from masksam_deploy.bench.timing import Frozen, Timing
-from masksam_deploy.errors import MaskSamError
-from masksam_deploy.manifest_rules import condensed
-from masksam_deploy.text import shown
+from masksam_deploy.bundle.rules import condensed
+from masksam_deploy.runtimes.base import Device
 
 READ_LIMIT = 256 * 2**20
 

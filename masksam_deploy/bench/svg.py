@@ -6,7 +6,7 @@ import math
 from html import escape
 from typing import Literal, TypeAlias
 
-from masksam_deploy.text import one_line
+from masksam_deploy.base.text import one_line
 
 Anchor: TypeAlias = Literal["start", "middle", "end"]
 Marker: TypeAlias = Literal["circle", "square", "diamond", "triangle"]

@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from masksam_deploy.base.text import one_line
 from masksam_deploy.bench.compare import ResultComparison
 from masksam_deploy.bench.results import BenchResult, Roofline, Run
-from masksam_deploy.text import one_line
 
 _PIPE_WIDTH = 120
 _NONE = "-"

@@ -20,10 +20,10 @@ from typing import NoReturn
 
 import click
 
+from masksam_deploy.base.errors import MaskSamError
+from masksam_deploy.base.text import printable
 from masksam_deploy.cli.group import LazyGroup
 from masksam_deploy.cli.stdout import discard_stdout
-from masksam_deploy.errors import MaskSamError
-from masksam_deploy.text import printable
 
 _LONGEST_LINE = 2_000
 _LONGEST_TRACEBACK = 100_000
@@ -86,7 +86,7 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
 
 def _still_computing() -> bool:
     """Whether a runtime goes on with what was interrupted: loading a network cannot be stopped."""
-    module = sys.modules.get("masksam_deploy.interruptible")
+    module = sys.modules.get("masksam_deploy.base.interruptible")
     return module is not None and bool(module.still_running())
 
 

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING
 import click
 from click.core import ParameterSource
 
+from masksam_deploy.base.text import printable
 from masksam_deploy.cli.infer import checked_step
 from masksam_deploy.cli.progress import progress_bar
 from masksam_deploy.cli.values import FILE
-from masksam_deploy.text import printable
 
 if TYPE_CHECKING:
-    from masksam_deploy.backends.base import Device
     from masksam_deploy.bench.contenders import BaselineMode, Contender
     from masksam_deploy.bench.results import BenchResult
-    from masksam_deploy.bundle import Bundle
+    from masksam_deploy.bundle.directory import Bundle
+    from masksam_deploy.runtimes.base import Device
 
 
 @click.command(short_help="Measure a bundle stage by stage, after checking it.")
@@ -104,11 +104,11 @@ def bench(
     if channels and not scan:
         raise click.UsageError("--channel belongs to a scan: name its first channel as SCAN")
 
+    from masksam_deploy.bench.benchmark import Settings, run_bench
+    from masksam_deploy.bench.files import check_disagreements, check_outputs, write_outputs
     from masksam_deploy.bench.inputs import bench_scan
     from masksam_deploy.bench.measure import ScanSettings
-    from masksam_deploy.bench.outputs import check_disagreements, check_outputs, write_outputs
-    from masksam_deploy.bench.run import Settings, run_bench
-    from masksam_deploy.bundle import Bundle
+    from masksam_deploy.bundle.directory import Bundle
 
     check_outputs(bundle, json_path, html_path)
     loaded = Bundle.load(bundle)

@@ -9,7 +9,7 @@ import click
 from masksam_deploy.cli.values import FILE, optional_size, share
 
 if TYPE_CHECKING:
-    from masksam_deploy.engines.spec import Precision
+    from masksam_deploy.runtimes.spec import Precision
 
 TYPED = "masksam_deploy.typed"
 PRECISION = click.Choice(["fp32", "fp16", "bf16", "int8"])

@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from masksam_deploy.bundle import Bundle
-from masksam_deploy.manifest import Normalization, Port, Preprocessing, Provenance
+from masksam_deploy.bundle.directory import Bundle
+from masksam_deploy.bundle.manifest import Normalization, Port, Preprocessing, Provenance
 
 _PIPE_WIDTH = 120
 _TIMES = " × "  # noqa: RUF001 - what people write between sizes

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING
 
 import click
 
+from masksam_deploy.base.text import printable
 from masksam_deploy.cli.progress import progress_bar
 from masksam_deploy.cli.values import FILE, share, size_in_bytes
-from masksam_deploy.text import printable
 
 if TYPE_CHECKING:
-    from masksam_deploy.backends.base import Device
     from masksam_deploy.comparison import Comparison
-    from masksam_deploy.engines.run import Backend
-    from masksam_deploy.engines.spec import Precision
-    from masksam_deploy.sliding_window import Accumulator
+    from masksam_deploy.engines.choose import Backend
+    from masksam_deploy.runtimes.base import Device
+    from masksam_deploy.runtimes.spec import Precision
+    from masksam_deploy.scan_path.windows import Accumulator
 
 _DEVICE = click.Choice(["cpu", "cuda"])
 _BACKEND = click.Choice(["onnxruntime", "tensorrt", "rtx"])
@@ -76,11 +76,11 @@ def compare(
     if csv:
         _check_csv(csv, (a, b))
 
-    from masksam_deploy.bundle import Bundle
+    from masksam_deploy.base.memory import bounded_network
+    from masksam_deploy.bundle.directory import Bundle
     from masksam_deploy.comparison import Side, check_agreement, check_dice
     from masksam_deploy.comparison import compare as run
-    from masksam_deploy.comparison.outputs import to_dict
-    from masksam_deploy.memory import bounded_network
+    from masksam_deploy.comparison.files import to_dict
 
     first = Bundle.load(a)
     second = first if b == a else Bundle.load(b)
@@ -108,10 +108,10 @@ def compare(
 
 def _check_csv(path: Path, bundles: tuple[Path, Path]) -> None:
     """Refuse what cannot or must not be written, before minutes of work. The suffix keeps it apart from scans."""
-    from masksam_deploy.atomic import check_writable
-    from masksam_deploy.errors import BundleError, OutputError
-    from masksam_deploy.paths import resolved
-    from masksam_deploy.text import shown
+    from masksam_deploy.base.atomic import check_writable
+    from masksam_deploy.base.errors import BundleError, OutputError
+    from masksam_deploy.base.paths import resolved
+    from masksam_deploy.base.text import shown
 
     if path.suffix.lower() != ".csv":
         raise OutputError(f"'{shown(path)}': found '{path.suffix}' as its type, expected .csv; rename it")
@@ -121,8 +121,8 @@ def _check_csv(path: Path, bundles: tuple[Path, Path]) -> None:
 
 
 def _write_csv(comparison: Comparison, path: Path) -> None:
-    from masksam_deploy.atomic import atomic_path
-    from masksam_deploy.comparison.outputs import write_csv
+    from masksam_deploy.base.atomic import atomic_path
+    from masksam_deploy.comparison.files import write_csv
 
     with atomic_path(path) as temporary:
         write_csv(comparison, temporary)

@@ -18,9 +18,9 @@ def doctor(bundle: Path | None, as_json: bool) -> None:
 
     With BUNDLE, also verify it, and list its engines and which of them are valid here.
     """
-    from masksam_deploy.bundle import Bundle
+    from masksam_deploy.bundle.directory import Bundle
     from masksam_deploy.doctor import diagnose
-    from masksam_deploy.engines.run import engine_states
+    from masksam_deploy.engines.choose import engine_states
 
     loaded = None if bundle is None else Bundle.load(bundle)
     found = diagnose()

@@ -10,11 +10,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from masksam_deploy.bundle import Bundle
+from masksam_deploy.base.nvidia import Gpus
+from masksam_deploy.base.text import one_line
+from masksam_deploy.bundle.directory import Bundle
 from masksam_deploy.doctor import Diagnosis
-from masksam_deploy.engines.run import engine_states
-from masksam_deploy.gpus import Gpus
-from masksam_deploy.text import one_line
+from masksam_deploy.engines.choose import engine_states
 
 _PIPE_WIDTH = 120
 

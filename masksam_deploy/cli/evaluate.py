@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from masksam_deploy.base.text import printable
 from masksam_deploy.cli.progress import progress_bar
 from masksam_deploy.cli.values import FILE, share
-from masksam_deploy.text import printable
 
 if TYPE_CHECKING:
     from masksam_deploy.evaluation import Evaluation
@@ -58,9 +58,9 @@ def evaluate(
 
     from masksam_deploy.evaluation import evaluate_pairs
     from masksam_deploy.evaluation.evaluation import check_mean_dice
-    from masksam_deploy.evaluation.label_maps import read_label_names
-    from masksam_deploy.evaluation.outputs import to_dict
+    from masksam_deploy.evaluation.files import to_dict
     from masksam_deploy.evaluation.pairing import pair_cases, with_scans
+    from masksam_deploy.metrics.label_maps import read_label_names
 
     names = read_label_names(labels) if labels else None
     pairing = pair_cases(predictions, references, allow_missing=allow_missing)
@@ -80,10 +80,10 @@ def evaluate(
 
 def _check_outputs(outputs: dict[str, Path], inputs: tuple[Path | None, ...]) -> None:
     """Refuse what cannot or must not be written, before any work: nothing that was there may be lost in an input."""
-    from masksam_deploy.atomic import check_writable
-    from masksam_deploy.errors import OutputError, ScanError
-    from masksam_deploy.paths import resolved
-    from masksam_deploy.text import shown
+    from masksam_deploy.base.atomic import check_writable
+    from masksam_deploy.base.errors import OutputError, ScanError
+    from masksam_deploy.base.paths import resolved
+    from masksam_deploy.base.text import shown
 
     for kind, path in outputs.items():
         suffix = _SUFFIXES[kind]
@@ -102,8 +102,8 @@ def _check_outputs(outputs: dict[str, Path], inputs: tuple[Path | None, ...]) ->
 
 def _write(evaluation: Evaluation, outputs: dict[str, Path]) -> None:
     """Produce all outputs under temporary names, then rename them together."""
-    from masksam_deploy.atomic import atomic_path
-    from masksam_deploy.evaluation.outputs import to_dict, write_csv
+    from masksam_deploy.base.atomic import atomic_path
+    from masksam_deploy.evaluation.files import to_dict, write_csv
 
     with ExitStack() as stack:
         temporary = {kind: stack.enter_context(atomic_path(path)) for kind, path in outputs.items()}

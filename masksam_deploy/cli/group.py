@@ -6,7 +6,7 @@ from importlib import import_module
 
 import click
 
-from masksam_deploy.errors import MaskSamError
+from masksam_deploy.base.errors import MaskSamError
 
 ENTRY_POINTS = "masksam_deploy.commands"
 """Entry-point group through which other packages (the torch side) add commands."""

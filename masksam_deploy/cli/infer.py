@@ -12,17 +12,17 @@ import click
 from masksam_deploy.cli.values import FILE, optional_size, size_in_bytes
 
 if TYPE_CHECKING:
-    from masksam_deploy.backends.base import Device
-    from masksam_deploy.engines.run import Backend
-    from masksam_deploy.engines.spec import Precision
-    from masksam_deploy.profiles import ProfileName
-    from masksam_deploy.segmenter import ScoresOn
-    from masksam_deploy.sliding_window import Accumulator
+    from masksam_deploy.engines.choose import Backend
+    from masksam_deploy.engines.profiles import ProfileName
+    from masksam_deploy.runtimes.base import Device
+    from masksam_deploy.runtimes.spec import Precision
+    from masksam_deploy.scan_path.segmenter import ScoresOn
+    from masksam_deploy.scan_path.windows import Accumulator
 
 
 def checked_step(_: click.Context, __: click.Parameter, value: float | None) -> float | None:
     """A distance of windows that `Segmenter` takes; None if none was typed."""
-    from masksam_deploy.segmenter import SMALLEST_STEP
+    from masksam_deploy.scan_path.segmenter import SMALLEST_STEP
 
     if value is not None and not (isfinite(value) and SMALLEST_STEP <= value <= 1):
         raise click.BadParameter(f"{value} is not in the range from {SMALLEST_STEP} to 1")
@@ -153,8 +153,8 @@ def infer(
 
     Exit codes: 0 all done; 2 refused, or nothing can be done; 4 some of many scans failed, the others are done.
     """
-    from masksam_deploy.cli.running import Running
-    from masksam_deploy.profiles import choose
+    from masksam_deploy.cli.open_segmenter import Running
+    from masksam_deploy.engines.profiles import choose
 
     if device == "cpu" and backend in ("tensorrt", "rtx"):
         raise click.UsageError(f"--backend {backend} runs on a GPU, --device cpu does not: give one of them")
@@ -165,7 +165,7 @@ def infer(
     if _is_one(scans, output):
         _refuse(many, "is for many scans, with a folder as output")
         from masksam_deploy.cli.infer_scan import infer_scan
-        from masksam_deploy.results import Outputs
+        from masksam_deploy.outputs.one_scan import Outputs
 
         infer_scan((*scans, *channels), bundle, Outputs(output, overlay, report), how, as_json=as_json)
         return
@@ -190,9 +190,9 @@ def _is_one(scans: tuple[Path, ...], output: Path) -> bool:
     Raises:
         OutputError: several scans and a label file are given, or one and neither a label file nor a folder.
     """
-    from masksam_deploy.errors import OutputError
-    from masksam_deploy.io.labels import LABEL_SUFFIXES
-    from masksam_deploy.text import shown
+    from masksam_deploy.base.errors import OutputError
+    from masksam_deploy.base.text import shown
+    from masksam_deploy.io.write_labels import LABEL_SUFFIXES
 
     names_a_file = output.name.lower().endswith((*LABEL_SUFFIXES, ".mhd", ".nhdr")) and not output.is_dir()
     if names_a_file and len(scans) > 1:

@@ -11,25 +11,32 @@ from pathlib import Path
 
 import click
 
-from masksam_deploy.atomic import check_writable
-from masksam_deploy.batch import Batch
-from masksam_deploy.batch_report import REPORT_NAME, Entry, Job
-from masksam_deploy.bundle import Bundle
+from masksam_deploy.base.atomic import check_writable
+from masksam_deploy.base.errors import BundleError, MaskSamError, OutputError, ScanError, ScansFailedError
+from masksam_deploy.base.paths import resolved
+from masksam_deploy.base.text import one_line, printable, shown
+from masksam_deploy.batch.ledger import Ledger, Past, Run
+from masksam_deploy.batch.ledger_file import LEDGER_NAME, LedgerInUseError
+from masksam_deploy.batch.pipeline import Batch
+from masksam_deploy.batch.report import REPORT_NAME, Entry, Job
+from masksam_deploy.bundle.directory import Bundle
+from masksam_deploy.cli.open_segmenter import (
+    Running,
+    how_mirrored,
+    open_segmenter,
+    scores_came_down,
+    start_workers,
+    what_ran,
+)
 from masksam_deploy.cli.progress import progress_bar
-from masksam_deploy.cli.running import Running, how_mirrored, open_segmenter, scores_came_down, start_workers, what_ran
 from masksam_deploy.cli.stdout import discard_stdout
 from masksam_deploy.cli.warn import warn
-from masksam_deploy.errors import BundleError, MaskSamError, OutputError, ScanError, ScansFailedError
-from masksam_deploy.ledger import Ledger, Past, Run
-from masksam_deploy.ledger_file import LEDGER_NAME, LedgerInUseError
-from masksam_deploy.overlay import require_pillow
-from masksam_deploy.paths import resolved
-from masksam_deploy.profiles import in_words
-from masksam_deploy.report import Stopwatch
-from masksam_deploy.results import Outputs
-from masksam_deploy.scans import ScanFiles, find_scans
-from masksam_deploy.sliding_window import Progress
-from masksam_deploy.text import one_line, printable, shown
+from masksam_deploy.engines.profiles import in_words
+from masksam_deploy.io.cases import ScanFiles, find_scans
+from masksam_deploy.outputs.one_scan import Outputs
+from masksam_deploy.outputs.overlay import require_pillow
+from masksam_deploy.scan_path.report import Stopwatch
+from masksam_deploy.scan_path.windows import Progress
 
 _AMONG_SCANS = "'{}' is a folder of scans itself; give another folder"
 

@@ -8,24 +8,31 @@ from pathlib import Path
 
 import click
 
-from masksam_deploy.atomic import check_writable
-from masksam_deploy.bundle import Bundle
+from masksam_deploy.base.atomic import check_writable
+from masksam_deploy.base.errors import BundleError, OutputError, ScanError
+from masksam_deploy.base.paths import resolved
+from masksam_deploy.base.text import one_line, printable, shown
+from masksam_deploy.base.volume import Volume
+from masksam_deploy.bundle.directory import Bundle
+from masksam_deploy.cli.open_segmenter import (
+    Running,
+    how_mirrored,
+    open_segmenter,
+    scores_came_down,
+    start_workers,
+    what_ran,
+)
 from masksam_deploy.cli.progress import progress_bar
-from masksam_deploy.cli.running import Running, how_mirrored, open_segmenter, scores_came_down, start_workers, what_ran
 from masksam_deploy.cli.warn import warn
-from masksam_deploy.errors import BundleError, OutputError, ScanError
+from masksam_deploy.engines.profiles import in_words
 from masksam_deploy.io import read_volume
-from masksam_deploy.io.labels import check_label_name
-from masksam_deploy.io.scan import files_of
-from masksam_deploy.overlay import require_pillow
-from masksam_deploy.paths import resolved
-from masksam_deploy.profiles import in_words
-from masksam_deploy.report import Report, Stopwatch
-from masksam_deploy.results import Outputs, described_scan, write_results
-from masksam_deploy.scans import find_scans
-from masksam_deploy.segmenter import BYTES_PER_VOXEL
-from masksam_deploy.text import one_line, printable, shown
-from masksam_deploy.volume import Volume
+from masksam_deploy.io.cases import find_scans
+from masksam_deploy.io.read import files_of
+from masksam_deploy.io.write_labels import check_label_name
+from masksam_deploy.outputs.one_scan import Outputs, described_scan, write_results
+from masksam_deploy.outputs.overlay import require_pillow
+from masksam_deploy.scan_path.report import Report, Stopwatch
+from masksam_deploy.scan_path.segmenter import BYTES_PER_VOXEL
 
 
 def infer_scan(inputs: tuple[Path, ...], bundle: Path, outputs: Outputs, how: Running, *, as_json: bool) -> None:

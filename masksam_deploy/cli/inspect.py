@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from masksam_deploy.bundle import Bundle
+from masksam_deploy.bundle.directory import Bundle
 
 
 @click.command()

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import click
 
-from masksam_deploy.archive import pack as pack_bundle
-from masksam_deploy.errors import BundleError
-from masksam_deploy.paths import resolved
-from masksam_deploy.text import printable
+from masksam_deploy.base.errors import BundleError
+from masksam_deploy.base.paths import resolved
+from masksam_deploy.base.text import printable
+from masksam_deploy.bundle.archive import pack as pack_bundle
 
 _SUFFIX = ".masksam"
 

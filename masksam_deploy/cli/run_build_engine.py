@@ -14,12 +14,12 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from masksam_deploy.bundle import Bundle
+from masksam_deploy.base.errors import EngineError, MissingDependencyError
+from masksam_deploy.base.text import one_line, printable, shown
+from masksam_deploy.bundle.directory import Bundle
 from masksam_deploy.cli.build_engine import TYPED
 from masksam_deploy.cli.progress import progress_bar
 from masksam_deploy.cli.warn import warn
-from masksam_deploy.errors import EngineError, MissingDependencyError
-from masksam_deploy.text import one_line, printable, shown
 
 
 def run_build_engine(
@@ -60,13 +60,13 @@ def run_build_engine(
     for package in ("onnx", "onnxruntime"):
         if find_spec(package) is None:
             raise MissingDependencyError(package, "cpu,engines", "building engines")
+    from masksam_deploy.base.memory import bounded_network
     from masksam_deploy.engines.build import BuildRequest, build_engine
-    from masksam_deploy.engines.builders import BuildOptions, open_builder
     from masksam_deploy.engines.exclusions import read_exclusions
     from masksam_deploy.engines.gate import validation_cases, with_references
-    from masksam_deploy.engines.spec import EngineSpec
-    from masksam_deploy.memory import bounded_network
-    from masksam_deploy.scans import find_scans
+    from masksam_deploy.io.cases import find_scans
+    from masksam_deploy.runtimes.registry import BuildOptions, open_builder
+    from masksam_deploy.runtimes.spec import EngineSpec
 
     loaded = Bundle.load(bundle)
     spec = EngineSpec.of(loaded, target, precision, overrides, device=device)  # type: ignore[arg-type]

@@ -9,8 +9,8 @@ from typing import Any, cast
 
 import click
 
+from masksam_deploy.base.text import printable
 from masksam_deploy.cli.values import FILE, share
-from masksam_deploy.text import printable
 
 SHOWN = 20
 
@@ -44,20 +44,20 @@ def sensitivity(
 
     The worst, as many as it takes, are written to an exclusion list, which 'build-engine --int8' uses.
     """
-    from masksam_deploy.errors import MissingDependencyError
+    from masksam_deploy.base.errors import MissingDependencyError
 
     for package in ("onnx", "onnxruntime"):
         if find_spec(package) is None:
             raise MissingDependencyError(package, "cpu,engines", "quantising graphs")
-    from masksam_deploy.bundle import Bundle
+    from masksam_deploy.base.memory import bounded_network
+    from masksam_deploy.bundle.directory import Bundle
     from masksam_deploy.cli.progress import progress_bar
     from masksam_deploy.cli.warn import warn
     from masksam_deploy.engines.calibration import calibration_windows
     from masksam_deploy.engines.exclusions import Exclusions, default_path, write_exclusions
     from masksam_deploy.engines.quantisation import Calibrator
     from masksam_deploy.engines.sensitivity import measure_sensitivity
-    from masksam_deploy.memory import bounded_network
-    from masksam_deploy.scans import find_scans
+    from masksam_deploy.io.cases import find_scans
 
     loaded = Bundle.load(bundle)
     target = output or default_path(loaded)
@@ -98,10 +98,10 @@ def sensitivity(
 
 def _check_output(path: Path, bundle: Path) -> None:
     """Refuse what must not be written over, before the work: patient data above all, and a bundle's files."""
-    from masksam_deploy.atomic import check_writable
-    from masksam_deploy.errors import BundleError, OutputError
-    from masksam_deploy.paths import resolved
-    from masksam_deploy.text import shown
+    from masksam_deploy.base.atomic import check_writable
+    from masksam_deploy.base.errors import BundleError, OutputError
+    from masksam_deploy.base.paths import resolved
+    from masksam_deploy.base.text import shown
 
     if path.suffix.lower() != ".json":
         raise OutputError(f"{shown(path)}: found '{path.suffix}' as its type, expected .json; rename it")

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import click
 
-from masksam_deploy.archive import unpack as unpack_bundle
-from masksam_deploy.errors import BundleError
-from masksam_deploy.text import printable
+from masksam_deploy.base.errors import BundleError
+from masksam_deploy.base.text import printable
+from masksam_deploy.bundle.archive import unpack as unpack_bundle
 
 _SUFFIX = ".masksam"
 

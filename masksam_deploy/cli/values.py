@@ -13,14 +13,14 @@ FILE = click.Path(path_type=Path, readable=False)
 
 def size_in_bytes(context: click.Context, parameter: click.Parameter, text: str | None) -> int | None:
     """'8G' -> bytes; by default what memory is free."""
-    from masksam_deploy.memory import available_memory
+    from masksam_deploy.base.memory import available_memory
 
     return optional_size(context, parameter, text) if text else available_memory()
 
 
 def optional_size(_: click.Context, __: click.Parameter, text: str | None) -> int | None:
     """'8G' -> bytes; by default no limit."""
-    from masksam_deploy.memory import parse_size
+    from masksam_deploy.base.memory import parse_size
 
     try:
         return parse_size(text) if text else None

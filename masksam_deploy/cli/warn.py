@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from masksam_deploy.text import one_line
+from masksam_deploy.base.text import one_line
 
 
 def warn(text: str) -> None:

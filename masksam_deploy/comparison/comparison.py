@@ -11,14 +11,14 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from masksam_deploy.base.errors import ScanError
+from masksam_deploy.base.paths import resolved
+from masksam_deploy.base.text import shown
+from masksam_deploy.base.volume import Geometry, Volume
 from masksam_deploy.comparison.overlap import ClassOverlap, Overlap, overlap
 from masksam_deploy.comparison.side import Side, check_comparable
-from masksam_deploy.errors import ScanError
 from masksam_deploy.io import read_volume
-from masksam_deploy.paths import resolved
-from masksam_deploy.segmenter import BYTES_PER_VOXEL
-from masksam_deploy.text import shown
-from masksam_deploy.volume import Geometry, Volume
+from masksam_deploy.scan_path.segmenter import BYTES_PER_VOXEL
 
 Progress: TypeAlias = Callable[[str, int, int], None]
 """Called with what is being run, and the network runs done and in all for it."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from masksam_deploy.base.errors import MaskSamError
+from masksam_deploy.base.text import one_line, shown
 from masksam_deploy.comparison.comparison import Comparison
-from masksam_deploy.errors import MaskSamError
-from masksam_deploy.text import one_line, shown
 
 
 class DisagreementError(MaskSamError):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from masksam_deploy.volume import Array
+from masksam_deploy.base.volume import Array
 
 Counts = NDArray[np.int64]
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from masksam_deploy.backends import Device
-from masksam_deploy.bundle import Bundle
-from masksam_deploy.engines.run import Backend, open_network
-from masksam_deploy.engines.spec import Precision
-from masksam_deploy.errors import BundleError
-from masksam_deploy.report import label_names
-from masksam_deploy.segmenter import Segmenter
-from masksam_deploy.sliding_window import Accumulator
-from masksam_deploy.text import one_line, shown
+from masksam_deploy.base.errors import BundleError
+from masksam_deploy.base.text import one_line, shown
+from masksam_deploy.bundle.directory import Bundle
+from masksam_deploy.engines.choose import Backend, open_network
+from masksam_deploy.runtimes import Device
+from masksam_deploy.runtimes.spec import Precision
+from masksam_deploy.scan_path.report import label_names
+from masksam_deploy.scan_path.segmenter import Segmenter
+from masksam_deploy.scan_path.windows import Accumulator
 
 
 @dataclass(frozen=True)

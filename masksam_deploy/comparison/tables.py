@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from masksam_deploy.base.text import one_line, shown
 from masksam_deploy.comparison.comparison import Comparison
 from masksam_deploy.comparison.gates import share
-from masksam_deploy.text import one_line, shown
 
 _PIPE_WIDTH = 120
 _UNDEFINED = "–"  # noqa: RUF001

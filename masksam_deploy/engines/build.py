@@ -17,21 +17,21 @@ from typing import Any, TypeAlias
 import onnx
 
 from masksam_deploy import __version__
-from masksam_deploy.backends import GraphChain, onnxruntime_opener, open_stages
-from masksam_deploy.backends.onnxruntime import runtime_version
-from masksam_deploy.bundle import Bundle, reporting_writes
-from masksam_deploy.engines.builders import Builder, BuildOptions, BuiltEngine
+from masksam_deploy.base.errors import EngineError, GateError
+from masksam_deploy.base.temporaries import BUILDING, Temporary, abandoned_in, clean, remove_any, speaking_of
+from masksam_deploy.bundle.directory import Bundle, reporting_writes
+from masksam_deploy.bundle.rules import ENGINES_DIRECTORY
 from masksam_deploy.engines.calibration import MOST_WINDOWS, CalibrationWindows, calibration_windows
 from masksam_deploy.engines.device_gate import judge_on_device, runs_here
 from masksam_deploy.engines.gate import Case, Gate, Limits, Verdict, limits_of
 from masksam_deploy.engines.quantisation import Calibrator
-from masksam_deploy.engines.spec import EngineSpec, Precision
 from masksam_deploy.engines.store import Engine, EngineRecord, key_of, read_engine, store_engine
 from masksam_deploy.engines.typed_graphs import TypedGraphs
-from masksam_deploy.errors import EngineError, GateError
-from masksam_deploy.manifest_rules import ENGINES_DIRECTORY
-from masksam_deploy.scans import ScanFiles
-from masksam_deploy.temporaries import BUILDING, Temporary, abandoned_in, clean, remove_any, speaking_of
+from masksam_deploy.io.cases import ScanFiles
+from masksam_deploy.runtimes import GraphChain, onnxruntime_opener, open_stages
+from masksam_deploy.runtimes.onnxruntime import runtime_version
+from masksam_deploy.runtimes.registry import Builder, BuildOptions, BuiltEngine
+from masksam_deploy.runtimes.spec import EngineSpec, Precision
 
 Progress: TypeAlias = Callable[[str, int, int], None]
 

@@ -15,14 +15,14 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from masksam_deploy.backends.onnxruntime import OnnxRuntimeSession
-from masksam_deploy.bundle import Bundle, reporting_writes
-from masksam_deploy.errors import OutputError, ScanError
+from masksam_deploy.base.errors import OutputError, ScanError
+from masksam_deploy.base.text import shown
+from masksam_deploy.bundle.directory import Bundle, reporting_writes
 from masksam_deploy.io import read_volume
-from masksam_deploy.preprocess import preprocess
-from masksam_deploy.scans import ScanFiles, digest
-from masksam_deploy.sliding_window import cut_windows
-from masksam_deploy.text import shown
+from masksam_deploy.io.cases import ScanFiles, digest
+from masksam_deploy.runtimes.onnxruntime import OnnxRuntimeSession
+from masksam_deploy.scan_path.prepare import preprocess
+from masksam_deploy.scan_path.windows import cut_windows
 
 Window: TypeAlias = NDArray[np.float32]
 Progress: TypeAlias = Callable[[str, int, int], None]

@@ -5,13 +5,13 @@
 
 from __future__ import annotations
 
-from masksam_deploy.backends.cuda_buffers import import_cuda_core
-from masksam_deploy.backends.plan import GpuOptions
-from masksam_deploy.bundle import Bundle
-from masksam_deploy.engines.builders import Builder, BuildOptions
+from masksam_deploy.bundle.directory import Bundle
+from masksam_deploy.engines.choose import machine_for, open_engine
 from masksam_deploy.engines.gate import Gate, Limits, Verdict
-from masksam_deploy.engines.run import machine_for, open_engine
 from masksam_deploy.engines.store import Engine, digests, machine_problem
+from masksam_deploy.runtimes.cuda.buffers import import_cuda_core
+from masksam_deploy.runtimes.cuda.plan import GpuOptions
+from masksam_deploy.runtimes.registry import Builder, BuildOptions
 
 
 def runs_here(builder: Builder, options: BuildOptions) -> bool:

@@ -8,11 +8,11 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from masksam_deploy.atomic import atomic_path
-from masksam_deploy.bundle import Bundle, reporting_writes
-from masksam_deploy.errors import EngineError
-from masksam_deploy.manifest_rules import ENGINES_DIRECTORY, condensed
-from masksam_deploy.text import shown
+from masksam_deploy.base.atomic import atomic_path
+from masksam_deploy.base.errors import EngineError
+from masksam_deploy.base.text import shown
+from masksam_deploy.bundle.directory import Bundle, reporting_writes
+from masksam_deploy.bundle.rules import ENGINES_DIRECTORY, condensed
 
 DEFAULT_NAME = "exclusions.json"
 _LIMIT = 64 * 2**20

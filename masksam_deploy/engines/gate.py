@@ -12,19 +12,19 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from masksam_deploy.backends import Network
-from masksam_deploy.bundle import Bundle
+from masksam_deploy.base.errors import EngineError
+from masksam_deploy.base.text import shown
+from masksam_deploy.base.volume import Array, Volume
+from masksam_deploy.bundle.directory import Bundle
 from masksam_deploy.comparison.overlap import dice_per_class, overlap
-from masksam_deploy.engines.spec import Precision
-from masksam_deploy.errors import EngineError
-from masksam_deploy.evaluation.label_maps import check_same_grid, read_label_map
 from masksam_deploy.io import read_volume
+from masksam_deploy.io.cases import ScanFiles, digest, without_suffix
 from masksam_deploy.io.itk import SCAN_SUFFIXES
-from masksam_deploy.report import label_names
-from masksam_deploy.scans import ScanFiles, digest, without_suffix
-from masksam_deploy.segmenter import Segmenter
-from masksam_deploy.text import shown
-from masksam_deploy.volume import Array, Volume
+from masksam_deploy.metrics.label_maps import check_same_grid, read_label_map
+from masksam_deploy.runtimes import Network
+from masksam_deploy.runtimes.spec import Precision
+from masksam_deploy.scan_path.report import label_names
+from masksam_deploy.scan_path.segmenter import Segmenter
 
 Progress: TypeAlias = Callable[[str, int, int], None]
 

@@ -12,8 +12,8 @@ import onnx
 import onnx.inliner
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
-from masksam_deploy.bundle import reporting_writes
-from masksam_deploy.errors import EngineError
+from masksam_deploy.base.errors import EngineError
+from masksam_deploy.bundle.directory import reporting_writes
 
 EMBED_LIMIT = 2**30
 """Bytes of weights above which they go to a file of their own: protobuf ends at 2 GiB."""

@@ -12,8 +12,8 @@ import numpy as np
 import onnx
 from onnx import NodeProto
 
+from masksam_deploy.bundle.rules import SCORES_PORT
 from masksam_deploy.engines.graph_types import MOVEMENT, GraphIndex
-from masksam_deploy.manifest_rules import SCORES_PORT
 
 FP16_MAX = 65504.0
 FP16_SMALLEST_NORMAL = 2.0**-14

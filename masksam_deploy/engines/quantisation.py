@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from masksam_deploy.backends.onnxruntime import BareSession, SessionSettings, import_runtime, thread_count
 from masksam_deploy.engines.graph_types import GraphIndex, Shape, copied, save_model, tensor_shapes
+from masksam_deploy.runtimes.onnxruntime import BareSession, SessionSettings, import_runtime, thread_count
 
 Calibrator: TypeAlias = Literal["percentile", "entropy"]
 Runtime: TypeAlias = Literal["onnxruntime", "tensorrt"]

@@ -12,8 +12,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto
 
-from masksam_deploy.backends.onnxruntime import BareSession, SessionSettings, thread_count
 from masksam_deploy.engines.graph_types import MOVEMENT, GraphIndex, copied, save_model
+from masksam_deploy.runtimes.onnxruntime import BareSession, SessionSettings, thread_count
 
 Feeds = Mapping[str, NDArray[np.float32]]
 _PREFIX = "largest of "

@@ -13,16 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from masksam_deploy.backends.onnxruntime import OnnxRuntimeSession
-from masksam_deploy.bundle import Bundle
+from masksam_deploy.base.errors import EngineError
+from masksam_deploy.bundle.directory import Bundle
+from masksam_deploy.bundle.manifest import Graph
+from masksam_deploy.bundle.rules import SCORES_PORT
 from masksam_deploy.engines.calibration import CalibrationWindows, GraphFeeds
 from masksam_deploy.engines.gate import LIMITS
 from masksam_deploy.engines.graph_types import GraphIndex, load_model, save_model
 from masksam_deploy.engines.protection import protected_by_structure
 from masksam_deploy.engines.quantisation import Calibrator, activation_ranges, quantisable, quantise
-from masksam_deploy.errors import EngineError
-from masksam_deploy.manifest import Graph
-from masksam_deploy.manifest_rules import SCORES_PORT
+from masksam_deploy.runtimes.onnxruntime import OnnxRuntimeSession
 
 Progress: TypeAlias = Callable[[str, int, int], None]
 Scores: TypeAlias = NDArray[np.float32]

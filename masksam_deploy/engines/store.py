@@ -19,12 +19,12 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
-from masksam_deploy.bundle import Bundle, file_digest, reporting_writes
-from masksam_deploy.engines.spec import Precision, Target, label
-from masksam_deploy.errors import EngineError
-from masksam_deploy.manifest import FileDigest
-from masksam_deploy.manifest_rules import ENGINES_DIRECTORY, condensed, is_plain_name, shown
-from masksam_deploy.text import one_line
+from masksam_deploy.base.errors import EngineError
+from masksam_deploy.base.text import one_line
+from masksam_deploy.bundle.directory import Bundle, file_digest, reporting_writes
+from masksam_deploy.bundle.manifest import FileDigest
+from masksam_deploy.bundle.rules import ENGINES_DIRECTORY, condensed, is_plain_name, shown
+from masksam_deploy.runtimes.spec import Precision, Target, label
 
 RECORD_NAME = "engine.json"
 RECORD_LIMIT = 64 * 2**20

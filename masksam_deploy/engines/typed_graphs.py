@@ -10,16 +10,16 @@ from typing import Any
 
 import onnx
 
-from masksam_deploy.bundle import Bundle
+from masksam_deploy.base.errors import EngineError
+from masksam_deploy.base.text import shown
+from masksam_deploy.bundle.directory import Bundle
 from masksam_deploy.engines.calibration import CalibrationWindows, GraphFeeds, Progress, Window
 from masksam_deploy.engines.graph_types import GraphIndex, load_model, save_model
 from masksam_deploy.engines.precision import lower_precision, simulate_precision
 from masksam_deploy.engines.protection import protected_by_range, protected_by_structure
 from masksam_deploy.engines.quantisation import Calibrator, activation_ranges, quantisable, quantise
 from masksam_deploy.engines.ranges import measure_ranges
-from masksam_deploy.engines.spec import Precision
-from masksam_deploy.errors import EngineError
-from masksam_deploy.text import shown
+from masksam_deploy.runtimes.spec import Precision
 
 
 @dataclass

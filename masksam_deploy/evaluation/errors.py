@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from masksam_deploy.errors import MaskSamError
+from masksam_deploy.base.errors import MaskSamError
 
 
 class EvaluationError(MaskSamError):

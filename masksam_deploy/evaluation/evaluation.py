@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
+from masksam_deploy.base.text import one_line
 from masksam_deploy.evaluation.errors import DiceTooLowError, EvaluationError
-from masksam_deploy.evaluation.label_maps import label_values, read_label_map
 from masksam_deploy.evaluation.metrics import ClassMetrics, absent, evaluate_case
 from masksam_deploy.evaluation.pairing import Pair, Pairing, check_grids, pair_cases
 from masksam_deploy.evaluation.summary import ClassSummary, summarize
-from masksam_deploy.text import one_line
+from masksam_deploy.metrics.label_maps import label_values, read_label_map
 
 MOST_UNNAMED = 256
 """Different values that are taken for labels without being named: a scan given by mistake would take hours."""

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from masksam_deploy.atomic import atomic_path
-from masksam_deploy.errors import MissingDependencyError
+from masksam_deploy.base.atomic import atomic_path
+from masksam_deploy.base.errors import MissingDependencyError
+from masksam_deploy.base.text import one_line
 from masksam_deploy.evaluation.evaluation import CaseMetrics, Evaluation
 from masksam_deploy.evaluation.metrics import ClassMetrics
-from masksam_deploy.text import one_line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,9 +10,9 @@ import numpy as np
 import SimpleITK
 from numpy.typing import NDArray
 
+from masksam_deploy.base.volume import Array, Volume
 from masksam_deploy.evaluation.errors import EvaluationError
-from masksam_deploy.evaluation.label_maps import check_same_grid
-from masksam_deploy.volume import Array, Volume
+from masksam_deploy.metrics.label_maps import check_same_grid
 
 Status: TypeAlias = Literal["both present", "missed", "false positive", "both empty"]
 Mask: TypeAlias = NDArray[np.bool_]

@@ -6,12 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from masksam_deploy.base.text import one_line, shown
 from masksam_deploy.evaluation.errors import EvaluationError
-from masksam_deploy.evaluation.label_maps import check_same_grid, listed
 from masksam_deploy.io.dicom import check_kind
 from masksam_deploy.io.itk import SCAN_SUFFIXES, scan_suffix
-from masksam_deploy.io.scan import read_geometry
-from masksam_deploy.text import one_line, shown
+from masksam_deploy.io.read import read_geometry
+from masksam_deploy.metrics.label_maps import check_same_grid, listed
 
 _FIRST_CHANNEL = "_0000"
 """What nnU-Net appends to the case's name in the name of a scan's first channel."""

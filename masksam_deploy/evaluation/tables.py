@@ -9,10 +9,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from masksam_deploy.base.text import one_line
 from masksam_deploy.evaluation.evaluation import Evaluation
 from masksam_deploy.evaluation.metrics import ClassMetrics
 from masksam_deploy.evaluation.summary import ClassSummary
-from masksam_deploy.text import one_line
 
 _PIPE_WIDTH = 120
 _MOST_ROWS = 40

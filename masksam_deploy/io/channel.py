@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from masksam_deploy.volume import Array, Geometry
+from masksam_deploy.base.volume import Array, Geometry
 
 
 @dataclass(frozen=True)

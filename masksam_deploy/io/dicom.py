@@ -14,14 +14,14 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from masksam_deploy.errors import ScanError
+from masksam_deploy.base.errors import ScanError
+from masksam_deploy.base.text import NOT_UTF8, is_utf8, one_line, shown
+from masksam_deploy.base.volume import Array, Geometry
 from masksam_deploy.io.channel import Channel
 from masksam_deploy.io.dicom_header import DicomHeader, Tag, media_storage_class
 from masksam_deploy.io.dicom_pixels import check_readable, decode_plane
 from masksam_deploy.io.dicom_stack import Slice, stack
 from masksam_deploy.io.grid import check_grid
-from masksam_deploy.text import NOT_UTF8, is_utf8, one_line, shown
-from masksam_deploy.volume import Array, Geometry
 
 _PREAMBLE = 128
 _ONE_FRAME = re.compile(r"(\+?0*[01])?")

@@ -19,8 +19,8 @@ from typing import IO, Any
 
 import numpy as np
 
-from masksam_deploy.errors import ScanError
-from masksam_deploy.text import one_line, shown
+from masksam_deploy.base.errors import ScanError
+from masksam_deploy.base.text import one_line, shown
 
 PIXEL_DATA = 0x7FE00010
 UNDEFINED = 0xFFFFFFFF

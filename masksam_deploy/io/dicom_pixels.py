@@ -18,7 +18,9 @@ import numpy as np
 import SimpleITK
 from numpy.typing import NDArray
 
-from masksam_deploy.errors import ScanError
+from masksam_deploy.base.errors import ScanError
+from masksam_deploy.base.text import itk_reason, one_line
+from masksam_deploy.base.volume import Array
 from masksam_deploy.io.dicom_codestream import (
     JPEG_LS,
     READABLE,
@@ -30,8 +32,6 @@ from masksam_deploy.io.dicom_codestream import (
 )
 from masksam_deploy.io.dicom_header import DicomHeader, PixelData, PixelFormat
 from masksam_deploy.io.itk import quiet_itk
-from masksam_deploy.text import itk_reason, one_line
-from masksam_deploy.volume import Array
 
 _ITEM, _END = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0"
 _MOST_COMPLAINTS = 400

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from masksam_deploy.errors import ScanError
+from masksam_deploy.base.errors import ScanError
+from masksam_deploy.base.text import shown
+from masksam_deploy.base.volume import Geometry
 from masksam_deploy.io.grid import check_spacing, times
-from masksam_deploy.text import shown
-from masksam_deploy.volume import Geometry
 
 # Two slices always look evenly spaced, so nothing could tell that one between them is missing.
 MIN_SLICES = 3

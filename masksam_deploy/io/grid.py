@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from masksam_deploy.errors import ScanError
-from masksam_deploy.volume import Geometry
+from masksam_deploy.base.errors import ScanError
+from masksam_deploy.base.volume import Geometry
 
 MIN_SPACING_MM = 1e-3
 MAX_SPACING_MM = 1e3

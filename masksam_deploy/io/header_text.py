@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 
-from masksam_deploy.errors import ScanError
+from masksam_deploy.base.errors import ScanError
+from masksam_deploy.base.text import one_line, shown
+from masksam_deploy.base.volume import Geometry
 from masksam_deploy.io.voxel_stream import StoredVoxels
-from masksam_deploy.text import one_line, shown
-from masksam_deploy.volume import Geometry
 
 # Slicer writes segmentations and diffusion images whose headers exceed 64 KiB.
 LONGEST_HEADER = 8 << 20

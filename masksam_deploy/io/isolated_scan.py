@@ -12,14 +12,14 @@ import threading
 from pathlib import Path
 from types import TracebackType
 
-from masksam_deploy.errors import MaskSamError, MemoryLimitError, ScanError
+from masksam_deploy.base.errors import MaskSamError, MemoryLimitError, ScanError
+from masksam_deploy.base.isolation import Message, SharedArray, WireError, Workers
+from masksam_deploy.base.isolation.workers import end, how_it_ended
+from masksam_deploy.base.paths import check_name
+from masksam_deploy.base.text import one_line, shown
+from masksam_deploy.base.volume import Geometry
 from masksam_deploy.io.scan_facts import geometry_from, warnings_from
 from masksam_deploy.io.scan_limits import seconds_to_decode, seconds_to_open
-from masksam_deploy.isolation import Message, SharedArray, WireError, Workers
-from masksam_deploy.isolation.workers import end, how_it_ended
-from masksam_deploy.paths import check_name
-from masksam_deploy.text import one_line, shown
-from masksam_deploy.volume import Geometry
 
 _ERRORS: dict[str, type[MaskSamError]] = {"ScanError": ScanError, "MemoryLimitError": MemoryLimitError}
 _PATIENCE = 2

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from masksam_deploy.errors import ScanError
+from masksam_deploy.base.errors import ScanError
+from masksam_deploy.base.text import shown
 from masksam_deploy.io.channel import Channel
 from masksam_deploy.io.itk_header import quiet_itk
 from masksam_deploy.io.nifti import open_nifti
 from masksam_deploy.io.text_header import open_text_headed
-from masksam_deploy.text import shown
 
 __all__ = ["SCAN_SUFFIXES", "open_itk_file", "quiet_itk", "scan_suffix"]
 

@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 import SimpleITK
 
-from masksam_deploy.errors import ScanError
+from masksam_deploy.base.errors import ScanError
+from masksam_deploy.base.text import itk_reason, one_line
+from masksam_deploy.base.volume import Geometry
 from masksam_deploy.io.grid import affine_lps, check_grid, corner_shift_mm, times
-from masksam_deploy.text import itk_reason, one_line
-from masksam_deploy.volume import Geometry
 
 _IMAGE_IO = {".nii": "NiftiImageIO", ".nrrd": "NrrdImageIO", ".mha": "MetaImageIO"}
 _PIXEL_TYPES = {

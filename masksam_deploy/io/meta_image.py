@@ -12,7 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from masksam_deploy.errors import ScanError
+from masksam_deploy.base.errors import ScanError
+from masksam_deploy.base.text import one_line
+from masksam_deploy.base.volume import Geometry
 from masksam_deploy.io.grid import check_spacing
 from masksam_deploy.io.header_text import (
     TextHeader,
@@ -25,8 +27,6 @@ from masksam_deploy.io.header_text import (
     sizes,
 )
 from masksam_deploy.io.voxel_stream import Encoding, StoredVoxels
-from masksam_deploy.text import one_line
-from masksam_deploy.volume import Geometry
 
 _LONGEST_LINE = 4096
 _LONGEST_TEXT = 1 << 20

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from masksam_deploy.errors import ScanError
+from masksam_deploy.base.errors import ScanError
+from masksam_deploy.base.volume import Array
 from masksam_deploy.io.channel import Channel
 from masksam_deploy.io.itk_header import check_same_voxels, itk_reading
 from masksam_deploy.io.nifti_forms import placed
 from masksam_deploy.io.nifti_header import NiftiHeader, header_for_itk, read_nifti_header
 from masksam_deploy.io.voxel_stream import Convert, check_gzip, check_stored_size, read_voxels
-from masksam_deploy.volume import Array
 
 # ITK rounds to float32 before it scales; on wide integers whose intercept cancels them that is no rounding any more.
 _SCALING_TOLERANCE = 1e-5

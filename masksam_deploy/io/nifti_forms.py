@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from masksam_deploy.errors import ScanError
+from masksam_deploy.base.errors import ScanError
+from masksam_deploy.base.volume import Geometry, NiftiForms
 from masksam_deploy.io.grid import ORTHONORMAL_TOLERANCE, affine_lps, corner_shift_mm, times
-from masksam_deploy.volume import Geometry, NiftiForms
 
 Affine = NDArray[np.float64]
 

@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from masksam_deploy.errors import ScanError
+from masksam_deploy.base.errors import ScanError
 from masksam_deploy.io.grid import check_spacing, times
 from masksam_deploy.io.nifti_forms import StatedForms, check_forms, stated_forms
 from masksam_deploy.io.voxel_stream import GZIP_ERRORS, StoredVoxels, damaged

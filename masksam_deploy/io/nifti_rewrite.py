@@ -7,9 +7,9 @@ import io
 import shutil
 from pathlib import Path
 
+from masksam_deploy.base.volume import NiftiForms
 from masksam_deploy.io.nifti_forms import put_forms
 from masksam_deploy.io.nifti_header import HEADER_BYTES
-from masksam_deploy.volume import NiftiForms
 
 
 def is_nifti(path: Path) -> bool:

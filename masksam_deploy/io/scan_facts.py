@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TypeVar
 
-from masksam_deploy.isolation.wire import Message
-from masksam_deploy.text import one_line
-from masksam_deploy.volume import Geometry, NiftiForms
+from masksam_deploy.base.isolation.wire import Message
+from masksam_deploy.base.text import one_line
+from masksam_deploy.base.volume import Geometry, NiftiForms
 
 _MOST_WARNINGS, _LONGEST_WARNING = 200, 1000
 

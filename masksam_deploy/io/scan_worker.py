@@ -9,17 +9,17 @@ import os
 from math import prod
 from pathlib import Path
 
-from masksam_deploy.errors import MaskSamError
+from masksam_deploy.base.errors import MaskSamError
+from masksam_deploy.base.isolation.limits import limit_worker
+from masksam_deploy.base.isolation.shared import map_shared
+from masksam_deploy.base.isolation.wire import Message, Wire, WireError
+from masksam_deploy.base.text import one_line
 from masksam_deploy.io.channel import Channel
 from masksam_deploy.io.scan_facts import facts_of
 from masksam_deploy.io.scan_limits import DECODING_MEMORY, HEADER_MEMORY, seconds_to_decode, seconds_to_open
-from masksam_deploy.isolation.limits import limit_worker
-from masksam_deploy.isolation.shared import map_shared
-from masksam_deploy.isolation.wire import Message, Wire, WireError
-from masksam_deploy.text import one_line
 
 PRELOAD = (
-    "masksam_deploy.io.opening",
+    "masksam_deploy.io.open_channel",
     "numpy.ma",
     "pydicom.dataset",
     "pydicom.encaps",
@@ -55,7 +55,7 @@ def serve(wire: Wire) -> None:
 
 def _opened(request: Message) -> Channel:
     # Imported here, so that `limits` count from a worker that has loaded all libraries.
-    from masksam_deploy.io.opening import open_channel
+    from masksam_deploy.io.open_channel import open_channel
 
     path = Path(os.fsdecode(bytes.fromhex(str(request["path"]))))
     limit_worker(HEADER_MEMORY, seconds_to_open(_count(path)))

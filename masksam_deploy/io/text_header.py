@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from masksam_deploy.base.volume import Array
 from masksam_deploy.io.channel import Channel
 from masksam_deploy.io.grid import check_grid
 from masksam_deploy.io.header_text import TextHeader
@@ -11,7 +12,6 @@ from masksam_deploy.io.itk_header import check_same_place, check_same_voxels, it
 from masksam_deploy.io.meta_image import read_meta_header
 from masksam_deploy.io.nrrd import read_nrrd_header
 from masksam_deploy.io.voxel_stream import check_stored_size, read_voxels
-from masksam_deploy.volume import Array
 
 __all__ = ["open_text_headed", "read_meta_header", "read_nrrd_header"]
 

@@ -16,9 +16,9 @@ from typing import BinaryIO, Literal, Protocol
 
 import numpy as np
 
-from masksam_deploy.errors import ScanError
-from masksam_deploy.text import one_line
-from masksam_deploy.volume import Array
+from masksam_deploy.base.errors import ScanError
+from masksam_deploy.base.text import one_line
+from masksam_deploy.base.volume import Array
 
 Encoding = Literal["raw", "gzip", "zlib", "text"]
 Convert = Callable[[Array], Array]

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from masksam_deploy.atomic import atomic_path
-from masksam_deploy.errors import OutputError
+from masksam_deploy.base.atomic import atomic_path
+from masksam_deploy.base.errors import OutputError
+from masksam_deploy.base.text import shown
+from masksam_deploy.base.volume import Array, Volume
 from masksam_deploy.io.grid import check_grid
-from masksam_deploy.io.written import write_checked
-from masksam_deploy.text import shown
-from masksam_deploy.volume import Array, Volume
+from masksam_deploy.io.read_back import write_checked
 
 
 def write_scan(scan: Volume, channel: int, path: Path) -> None:

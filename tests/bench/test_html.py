@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from masksam_deploy.base.text import one_line
 from masksam_deploy.bench.charts import roofline_chart, roofline_points, whole_work
 from masksam_deploy.bench.compare import compare_results
 from masksam_deploy.bench.html import html_report
 from masksam_deploy.bench.results import BenchResult, GpuState
 from masksam_deploy.bench.svg import Scale, Svg, round_step
 from masksam_deploy.bench.table import merged, print_comparison, print_result
-from masksam_deploy.text import one_line
 from tests.bench.example_result import refused, result, run
 
 HOSTILE = '<script src="http://evil.example/x.js">&"\x1b[2J'

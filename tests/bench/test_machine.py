@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from masksam_deploy.base.nvidia import GpuReading
 from masksam_deploy.bench.machine import (
     busy_warning,
     checkout_commit,
@@ -15,7 +16,6 @@ from masksam_deploy.bench.machine import (
     recent_load,
 )
 from masksam_deploy.bench.peaks import peak_bandwidth, peak_flops
-from masksam_deploy.gpus import GpuReading
 
 needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
 

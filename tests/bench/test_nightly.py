@@ -15,9 +15,9 @@ import torch
 
 from benchmarks import nightly
 from benchmarks.nightly import CASES, MR, Standard, measure, random_network
+from masksam_deploy.bench.benchmark import Settings
 from masksam_deploy.bench.results import read_result
-from masksam_deploy.bench.run import Settings
-from masksam_export.official import ACDC, AMOS, SYNAPSE
+from masksam_export.families.masksam.official import ACDC, AMOS, SYNAPSE
 from tests.bench.example_result import refused, result, run
 from tests.export.golden import Golden
 

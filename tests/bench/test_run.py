@@ -15,9 +15,9 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 
-from masksam_deploy.backends import GraphChain, Session, open_chain
-from masksam_deploy.backends.base import Tensors
+from masksam_deploy.base.errors import BackendError, EngineError, MissingDependencyError
 from masksam_deploy.bench import measure
+from masksam_deploy.bench.benchmark import Settings, run_bench
 from masksam_deploy.bench.check import WINDOW_LIMITS
 from masksam_deploy.bench.contenders import (
     Contender,
@@ -30,17 +30,17 @@ from masksam_deploy.bench.contenders import (
 from masksam_deploy.bench.inputs import bench_scan, synthetic_scan, windows_of
 from masksam_deploy.bench.measure import _stages
 from masksam_deploy.bench.results import BenchError, BenchResult, Check, Run, read_result
-from masksam_deploy.bench.run import Settings, run_bench
-from masksam_deploy.bundle import Bundle
+from masksam_deploy.bundle.directory import Bundle
+from masksam_deploy.bundle.manifest import Graph
 from masksam_deploy.engines.build import BuildRequest, build_engine
-from masksam_deploy.engines.builders import open_builder
 from masksam_deploy.engines.gate import LIMITS
-from masksam_deploy.engines.spec import EngineSpec, Precision
 from masksam_deploy.engines.store import RECORD_NAME
-from masksam_deploy.errors import BackendError, EngineError, MissingDependencyError
 from masksam_deploy.io.write_scan import write_scan
-from masksam_deploy.manifest import Graph
-from masksam_deploy.segmenter import Segmenter
+from masksam_deploy.runtimes import GraphChain, Session, open_chain
+from masksam_deploy.runtimes.base import Tensors
+from masksam_deploy.runtimes.registry import open_builder
+from masksam_deploy.runtimes.spec import EngineSpec, Precision
+from masksam_deploy.scan_path.segmenter import Segmenter
 from tests.bench.example_result import run as example
 from tests.engines.small_bundle import WIDTH
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from masksam_deploy.bundle import Bundle
+from masksam_deploy.base.errors import BundleError, OutputError
+from masksam_deploy.bundle.directory import Bundle
+from masksam_deploy.bundle.rules import MANIFEST_NAME
 from masksam_deploy.cli import app
 from masksam_deploy.cli.pack import default_target as packed_target
 from masksam_deploy.cli.unpack import default_target as unpacked_target
-from masksam_deploy.errors import BundleError, OutputError
-from masksam_deploy.manifest_rules import MANIFEST_NAME
 from tests.example_bundle import make_bundle
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from masksam_deploy.base.errors import BundleError
+from masksam_deploy.base.nvidia import find_gpus
 from masksam_deploy.cli import app
-from masksam_deploy.errors import BundleError
-from masksam_deploy.gpus import find_gpus
 from tests.example_bundle import make_bundle
 
 no_gpu = pytest.mark.skipif(bool(find_gpus().devices), reason="this machine has a GPU")

@@ -12,8 +12,8 @@ from click.testing import CliRunner, Result
 
 pytest.importorskip("onnx", reason="needs the 'engines' extra")
 
+from masksam_deploy.base.errors import GateError, MaskSamError
 from masksam_deploy.cli import app
-from masksam_deploy.errors import GateError, MaskSamError
 from tests.engines.small_bundle import make_bundle, write_ball_scans
 
 

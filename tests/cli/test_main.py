@@ -46,7 +46,7 @@ def one_line(result: subprocess.CompletedProcess[str]) -> str:
 # Replaces what a command does, so that the ways in which a command can end can be tried.
 RAISING = """
     import click, sys
-    from masksam_deploy import errors
+    from masksam_deploy.base import errors
     import masksam_deploy.cli.group as group
     def failing():
         BODY
@@ -192,7 +192,7 @@ def test_a_signal_ends_the_command_after_it_cleaned_up(tmp_path: Path, number: s
         pytest.skip("the tests run where this signal is ignored, and so does the command")
     body = """
         import time, pathlib
-        from masksam_deploy.bundle import staging_directory
+        from masksam_deploy.bundle.directory import staging_directory
         with staging_directory(pathlib.Path('x.masksam')) as staging:
             (staging / 'half').write_text('half')
             print('ready', flush=True)

@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("onnx", reason="builds its network with onnx")
 
-from masksam_deploy.archive import pack
+from masksam_deploy.bundle.archive import pack
 from tests.engines.small_bundle import make_bundle, write_ball_scans
 
 # Runs one command after the other, and prints the exit code of each and what it said on stderr and stdout.

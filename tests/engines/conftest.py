@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("onnx", reason="needs the 'engines' extra")
 
-from masksam_deploy.bundle import Bundle
+from masksam_deploy.bundle.directory import Bundle
 from tests.engines.small_bundle import make_bundle, write_ball_scans
 
 

@@ -15,11 +15,11 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from masksam_deploy.bundle import Bundle, staging_directory, write_bundle
+from masksam_deploy.base.volume import Geometry, Volume
+from masksam_deploy.bundle.directory import Bundle, staging_directory, write_bundle
+from masksam_deploy.bundle.manifest import Manifest
 from masksam_deploy.io import write_labels
 from masksam_deploy.io.write_scan import write_scan
-from masksam_deploy.manifest import Manifest
-from masksam_deploy.volume import Geometry, Volume
 
 PATCH = (4, 16, 16)
 WIDTH = 32

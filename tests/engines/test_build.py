@@ -20,16 +20,16 @@ import onnx
 import pytest
 
 from masksam_deploy import Segmenter
-from masksam_deploy.bundle import Bundle
+from masksam_deploy.base.errors import EngineError, GateError, OutputError, ScanError
+from masksam_deploy.base.temporaries import _cleaned
+from masksam_deploy.bundle.directory import Bundle
 from masksam_deploy.engines.build import BuildRequest, build_engine
-from masksam_deploy.engines.builders import BuildOptions, Precision, Target, open_builder
+from masksam_deploy.engines.choose import choose_engine, open_engine
 from masksam_deploy.engines.gate import Case, Limits, validation_cases
-from masksam_deploy.engines.run import choose_engine, open_engine
-from masksam_deploy.engines.spec import EngineSpec
 from masksam_deploy.engines.store import engines_of
-from masksam_deploy.errors import EngineError, GateError, OutputError, ScanError
-from masksam_deploy.scans import find_scans
-from masksam_deploy.temporaries import _cleaned
+from masksam_deploy.io.cases import find_scans
+from masksam_deploy.runtimes.registry import BuildOptions, Precision, Target, open_builder
+from masksam_deploy.runtimes.spec import EngineSpec
 from tests.engines.small_bundle import PATCH, ball_scan
 
 
@@ -203,7 +203,7 @@ def test_what_a_killed_build_left_where_locks_do_not_work_is_swept_after_a_day(o
 _BUILD_AND_DIE = """
     import os, pathlib, signal, sys
     from masksam_deploy.engines import build
-    from masksam_deploy.temporaries import Temporary
+    from masksam_deploy.base.temporaries import Temporary
     if sys.argv[2] == "building":
         with build._staging(pathlib.Path(sys.argv[1])) as staging:
             (staging / "typed").mkdir()

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from masksam_deploy import Segmenter
-from masksam_deploy.backends import open_chain
-from masksam_deploy.bundle import Bundle
+from masksam_deploy.base.errors import OutputError, ScanError
+from masksam_deploy.base.volume import Volume
+from masksam_deploy.bundle.directory import Bundle
 from masksam_deploy.engines.calibration import GraphFeeds, calibration_windows
-from masksam_deploy.errors import OutputError, ScanError
+from masksam_deploy.io.cases import find_scans
 from masksam_deploy.io.write_scan import write_scan
-from masksam_deploy.scans import find_scans
-from masksam_deploy.volume import Volume
+from masksam_deploy.runtimes import open_chain
 from tests.engines.small_bundle import ball_scan, write_ball_scans
 
 

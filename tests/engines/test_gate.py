@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from masksam_deploy import write_labels
-from masksam_deploy.backends import open_chain
-from masksam_deploy.bundle import Bundle
+from masksam_deploy.base.errors import EngineError, MaskSamError
+from masksam_deploy.base.volume import Volume
+from masksam_deploy.bundle.directory import Bundle
 from masksam_deploy.engines.gate import (
     LIMITS,
     Case,
@@ -24,10 +25,9 @@ from masksam_deploy.engines.gate import (
     validation_cases,
     with_references,
 )
-from masksam_deploy.errors import EngineError, MaskSamError
+from masksam_deploy.io.cases import ScanFiles, find_scans
 from masksam_deploy.io.write_scan import write_scan
-from masksam_deploy.scans import ScanFiles, find_scans
-from masksam_deploy.volume import Volume
+from masksam_deploy.runtimes import open_chain
 from tests.engines.small_bundle import ball_scan, write_ball_scans
 
 LOOSE = Limits(1.0, 1.0)

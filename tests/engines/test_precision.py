@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from masksam_deploy.backends.onnxruntime import import_runtime
-from masksam_deploy.bundle import Bundle
+from masksam_deploy.bundle.directory import Bundle
 from masksam_deploy.engines.graph_types import GraphIndex, load_model, name_nodes
 from masksam_deploy.engines.precision import Half, lower_precision, simulate_precision
 from masksam_deploy.engines.protection import protected_by_range, protected_by_structure
 from masksam_deploy.engines.ranges import measure_ranges
+from masksam_deploy.runtimes.onnxruntime import import_runtime
 from tests.engines.small_bundle import PATCH, model, node
 
 

@@ -11,12 +11,12 @@ import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
 
-from masksam_deploy.backends.onnxruntime import import_runtime
-from masksam_deploy.bundle import Bundle
+from masksam_deploy.bundle.directory import Bundle
 from masksam_deploy.engines.graph_types import GraphIndex, load_model
 from masksam_deploy.engines.precision import lower_precision
 from masksam_deploy.engines.protection import protected_by_structure
 from masksam_deploy.engines.quantisation import Calibrator, Runtime, activation_ranges, quantisable, quantise
+from masksam_deploy.runtimes.onnxruntime import import_runtime
 from tests.engines.small_bundle import PATCH, model, node
 from tests.engines.test_precision import run
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from masksam_deploy.bundle import Bundle
-from masksam_deploy.engines.builders import BuildOptions, open_builder
+from masksam_deploy.base.errors import BackendError, EngineError
+from masksam_deploy.base.nvidia import find_gpus
+from masksam_deploy.bundle.directory import Bundle
+from masksam_deploy.engines.choose import open_engine, open_network
 from masksam_deploy.engines.device_gate import runs_here
-from masksam_deploy.engines.run import open_engine, open_network
 from masksam_deploy.engines.store import Engine, EngineRecord, machine_problem, store_engine
-from masksam_deploy.errors import BackendError, EngineError
-from masksam_deploy.gpus import find_gpus
+from masksam_deploy.runtimes.registry import BuildOptions, open_builder
 from tests.example_bundle import make_bundle
 
 no_gpu = pytest.mark.skipif(bool(find_gpus().devices), reason="this machine has a GPU")

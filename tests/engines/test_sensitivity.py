@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from masksam_deploy.bundle import Bundle
+from masksam_deploy.base.errors import EngineError
+from masksam_deploy.bundle.directory import Bundle
 from masksam_deploy.engines.calibration import calibration_windows
 from masksam_deploy.engines.exclusions import Exclusions, default_path, read_exclusions, write_exclusions
 from masksam_deploy.engines.sensitivity import measure_sensitivity
-from masksam_deploy.errors import EngineError
-from masksam_deploy.scans import find_scans
+from masksam_deploy.io.cases import find_scans
 
 
 def test_the_layer_that_int8_breaks_is_ranked_first_and_left_out(

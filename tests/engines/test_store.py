@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from masksam_deploy.bundle import Bundle
+from masksam_deploy.base.errors import BundleError, EngineError
+from masksam_deploy.bundle.directory import Bundle
 from masksam_deploy.engines.build import BuildRequest, build_engine
-from masksam_deploy.engines.builders import BuildOptions, Precision, open_builder
+from masksam_deploy.engines.choose import choose_engine, engine_states
 from masksam_deploy.engines.gate import validation_cases
-from masksam_deploy.engines.run import choose_engine, engine_states
-from masksam_deploy.engines.spec import EngineSpec
 from masksam_deploy.engines.store import Engine, broken_engines, engines_of, read_engine
-from masksam_deploy.errors import BundleError, EngineError
+from masksam_deploy.runtimes.registry import BuildOptions, Precision, open_builder
+from masksam_deploy.runtimes.spec import EngineSpec
 from tests.engines.small_bundle import make_bundle
 
 
@@ -249,7 +249,7 @@ def test_a_damaged_or_huge_record_is_no_engine(own: Bundle, monkeypatch: pytest.
 
 
 def test_packing_leaves_engines_behind(built: Bundle, tmp_path: Path) -> None:
-    from masksam_deploy.archive import pack, unpack
+    from masksam_deploy.bundle.archive import pack, unpack
 
     pack(built.path, tmp_path / "b.zip")
     unpack(tmp_path / "b.zip", tmp_path / "again.masksam")

@@ -12,14 +12,12 @@ from typing import Any
 
 import pytest
 
-from masksam_deploy import backends
-from masksam_deploy.engines import builders
+from masksam_deploy.runtimes import tensorrt
 
 API = Path(__file__).parent / "tensorrt_api"
 VERSIONS = ("10.3.0", "10.16.1.11", "11.4.0.106")
-BUILDERS = Path(str(builders.__file__)).parent
-BACKENDS = Path(str(backends.__file__)).parent
-SESSION = ("tensorrt_engine.py",)
+SOURCES = Path(str(tensorrt.__file__)).parent
+SESSION = ("engine.py",)
 SHARED = ("network.py", "serialize.py", "inspector.py", "log.py", "timing_cache.py")
 
 # What these variables (and attributes of the same names) hold wherever TensorRT is used.
@@ -78,22 +76,22 @@ def offered(version: str) -> Names:
     return {owner: set(names) for owner, names in api(version)["names"].items()}
 
 
-def sources(*files: str, folder: Path = BUILDERS) -> str:
-    return "\n".join((folder / file).read_text() for file in files)
+def sources(*files: str) -> str:
+    return "\n".join((SOURCES / file).read_text() for file in files)
 
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_all_that_the_builder_uses_is_in_tensorrt(version: str) -> None:
-    assert missing(names_used(sources(*SHARED, "tensorrt.py")), offered(version)) == set()
+    assert missing(names_used(sources(*SHARED, "builder.py")), offered(version)) == set()
 
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_all_that_running_engines_takes_is_in_tensorrt(version: str) -> None:
-    assert missing(names_used(sources(*SESSION, folder=BACKENDS)), offered(version)) == set()
+    assert missing(names_used(sources(*SESSION)), offered(version)) == set()
 
 
 def test_the_search_finds_what_the_builder_uses() -> None:
-    used = names_used(sources(*SHARED, "tensorrt.py"))
+    used = names_used(sources(*SHARED, "builder.py"))
     assert used["BuilderFlag"] == {"TF32", "VERSION_COMPATIBLE", "REFIT_IDENTICAL", "STRIP_PLAN"}
     assert {"set_flag", "clear_flag", "progress_monitor", "set_timing_cache"} <= used["IBuilderConfig"]
     assert {"get_error", "num_errors", "parse_from_file"} <= used["OnnxParser"]
@@ -103,7 +101,7 @@ def test_the_search_finds_what_the_builder_uses() -> None:
 
 
 def test_the_search_finds_what_running_engines_takes() -> None:
-    used = names_used(sources(*SESSION, "rtx.py", folder=BACKENDS))
+    used = names_used(sources(*SESSION, "rtx_contexts.py"))
     assert used["Runtime"] == {"deserialize_cuda_engine", "engine_host_code_allowed"}
     assert used["IExecutionContext"] == {
         "execute_async_v3",
@@ -146,5 +144,5 @@ def test_the_api_files_say_which_wheel_they_come_from(version: str) -> None:
 def test_all_that_the_builder_uses_is_in_tensorrt_for_rtx() -> None:
     trt = pytest.importorskip("tensorrt_rtx_bindings", reason="needs the 'rtx' extra (Linux)")
     here = {name: set(dir(kind)) for name, kind in vars(trt).items() if isinstance(kind, type)}
-    assert missing(names_used(sources(*SHARED, "rtx.py")), here) == set()
-    assert missing(names_used(sources(*SESSION, "rtx.py", folder=BACKENDS)), here) == set()
+    assert missing(names_used(sources(*SHARED, "rtx_builder.py")), here) == set()
+    assert missing(names_used(sources(*SESSION, "rtx_contexts.py")), here) == set()

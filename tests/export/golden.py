@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from masksam_export.model import MaskSAM
-from masksam_export.weights import config_from_shapes
+from masksam_export.families.masksam.model import MaskSAM
+from masksam_export.families.masksam.weights import config_from_shapes
 
 NETWORK = Path(__file__).parents[1] / "data" / "network"
 NAMES = ("tiny_acdc", "tiny_p512")

@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from benchmarks.adapter_formulations import adapter_model, random_tensors, reference_output, session
-from masksam_export.onnx_export import export_graphs
-from masksam_export.passes.adapter_nodes import (
+from masksam_export.families.masksam.adapter_nodes import (
     FORMULATIONS,
     OP_TYPE,
     Adapters,
@@ -27,6 +26,7 @@ from masksam_export.passes.adapter_nodes import (
     give_bodies,
     inline_bodies,
 )
+from masksam_export.onnx_export import export_graphs
 from tests.export.golden import Golden
 from tests.export.test_onnx_export import CHAIN_TOLERANCE, run_chain
 

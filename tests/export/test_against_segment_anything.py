@@ -13,10 +13,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from masksam_export.config import ModelConfig
-from masksam_export.model import MaskSAM
-from masksam_export.model.depth_adapter import DepthConvAdapter, DepthMlpAdapter
-from masksam_export.official import ACDC, AMOS
+from masksam_export.families.masksam.config import ModelConfig
+from masksam_export.families.masksam.model import MaskSAM
+from masksam_export.families.masksam.model.depth_adapter import DepthConvAdapter, DepthMlpAdapter
+from masksam_export.families.masksam.official import ACDC, AMOS
 
 TOLERANCE = 1e-5  # the same float32 operations, some in another order
 

@@ -13,10 +13,10 @@ pytest.importorskip("onnxruntime", reason="needs the 'cpu' extra")
 
 import torch
 
-from masksam_deploy.backends import open_chain
-from masksam_deploy.bundle import Bundle
-from masksam_deploy.errors import BackendError, CheckpointError
-from masksam_deploy.parity import compare_scores
+from masksam_deploy.base.errors import BackendError, CheckpointError
+from masksam_deploy.bundle.directory import Bundle
+from masksam_deploy.metrics.parity import compare_scores
+from masksam_deploy.runtimes import open_chain
 from masksam_export.baseline import open_baseline, torch_chain
 from tests.export.golden import Golden
 

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from masksam_deploy.archive import pack as packed
-from masksam_deploy.archive import unpack
-from masksam_deploy.bundle import Bundle
-from masksam_deploy.errors import BundleError, ExportError
-from masksam_export.bundled_kernels import copy_pack, fitting_pack
-from masksam_export.official import ACDC
+from masksam_deploy.base.errors import BundleError, ExportError
+from masksam_deploy.bundle.archive import pack as packed
+from masksam_deploy.bundle.archive import unpack
+from masksam_deploy.bundle.directory import Bundle
+from masksam_export.families.masksam.bundled_kernels import copy_pack, fitting_pack
+from masksam_export.families.masksam.official import ACDC
 from masksam_export.onnx_export import export_bundle
 from masksam_kernels.pack import read_pack
 from tests.example_kernels import make_pack

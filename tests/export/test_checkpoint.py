@@ -17,11 +17,11 @@ from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from masksam_deploy.errors import CheckpointError, OutputError
-from masksam_export.checkpoint import TrainedMaskSAM, load_checkpoint, release
+from masksam_deploy.base.errors import CheckpointError, OutputError
 from masksam_export.cli import export
+from masksam_export.families.masksam.checkpoint import TrainedMaskSAM, load_checkpoint, release
 from masksam_export.plans import Plan
-from masksam_export.state_dict import in_float32
+from masksam_export.torch_files.state_dict import in_float32
 
 Edit = Callable[[dict[str, Any]], None]
 ALIAS = "image_decoder_skips.0.1.convs.0.all_modules.0.weight"

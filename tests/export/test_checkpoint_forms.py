@@ -15,9 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from masksam_deploy.errors import CheckpointError
-from masksam_export.safe_load import load_mapping, load_with_digest
-from masksam_export.torch_pickle import UnusualTensor
+from masksam_deploy.base.errors import CheckpointError
+from masksam_export.torch_files.safe_load import load_mapping, load_with_digest
+from masksam_export.torch_files.torch_pickle import UnusualTensor
 
 DTYPES = [
     torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8,

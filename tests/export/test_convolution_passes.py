@@ -18,7 +18,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from benchmarks.adapter_formulations import session
 from benchmarks.parts import relative_error
-from masksam_export.graphs import graph_parts
+from masksam_export.families.masksam.graphs import graph_parts
 from masksam_export.onnx_export import export_part
 from masksam_export.passes.convolutions import Convolutions
 from masksam_export.passes.frame_convolutions import best_tile, save_frame_products, tile_matrices

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from masksam_export.model.image_tokens import DecodedImage, ImageTokens, PromptedImage
-from masksam_export.model.mask_upscaling import MaskUpscaling
+from masksam_export.families.masksam.model.image_tokens import DecodedImage, ImageTokens, PromptedImage
+from masksam_export.families.masksam.model.mask_upscaling import MaskUpscaling
 
 WIDTH = 12
 

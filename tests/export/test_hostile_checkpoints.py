@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 
-from masksam_deploy.errors import CheckpointError
-from masksam_export.checkpoint import load_checkpoint
-from masksam_export.torch_archive import read_contents
+from masksam_deploy.base.errors import CheckpointError
+from masksam_export.families.masksam.checkpoint import load_checkpoint
+from masksam_export.torch_files.torch_archive import read_contents
 from tests.fuzz.bombs import BOMBS
 from tests.fuzz.checkpoints import CHANGES, mutations
 from tests.fuzz.torch_files import BASE, archive, name
@@ -119,6 +119,6 @@ def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path: Path, monkeyp
         os.utime(path, ns=(1, 1))
         return found
 
-    monkeypatch.setattr("masksam_export.safe_load.read_contents", read_and_touch)
+    monkeypatch.setattr("masksam_export.torch_files.safe_load.read_contents", read_and_touch)
     with pytest.raises(CheckpointError, match="changed while it was read"):
         load_checkpoint(path)

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from benchmarks.encoder_rewrites import BlockPart, PlainBlock, random_block
-from masksam_export.config import ModelConfig
-from masksam_export.graphs import traceable
-from masksam_export.model.image_encoder import Block
-from masksam_export.official import ACDC
+from masksam_export.families.masksam.config import ModelConfig
+from masksam_export.families.masksam.graphs import traceable
+from masksam_export.families.masksam.model.image_encoder import Block
+from masksam_export.families.masksam.official import ACDC
 from masksam_export.onnx_export import export_part
 
 TOLERANCE = 1e-11  # float64, values near one

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from masksam_deploy.errors import CheckpointError
-from masksam_deploy.text import one_line
-from masksam_export import json_file
-from masksam_export.json_file import read_json
+from masksam_deploy.base.errors import CheckpointError
+from masksam_deploy.base.text import one_line
 from masksam_export.plans import Plan
+from masksam_export.torch_files import json_file
+from masksam_export.torch_files.json_file import read_json
 
 anything = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.just("x" * 5000),

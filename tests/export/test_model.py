@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from masksam_export.config import ModelConfig
-from masksam_export.model import MaskSAM
-from masksam_export.model.image_encoder import Attention
-from masksam_export.model.masksam import Predictions
-from masksam_export.official import ACDC, AMOS, SYNAPSE
-from masksam_export.weights import config_from_shapes
+from masksam_export.families.masksam.config import ModelConfig
+from masksam_export.families.masksam.model import MaskSAM
+from masksam_export.families.masksam.model.image_encoder import Attention
+from masksam_export.families.masksam.model.masksam import Predictions
+from masksam_export.families.masksam.official import ACDC, AMOS, SYNAPSE
+from masksam_export.families.masksam.weights import config_from_shapes
 from tests.export.golden import NAMES, NETWORK, Golden
 
 # float32 against float64 is off by up to 5.4e-5 in these networks; a wrong epsilon moves logits by 1e-4 and more.
@@ -128,7 +128,7 @@ def test_batch_elements_do_not_influence_each_other(model: MaskSAM, image: Tenso
 def test_heads_computed_one_by_one_give_the_same(
     golden: Golden, model: MaskSAM, image: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("masksam_export.model.image_encoder.LOGITS_LIMIT", 1)
+    monkeypatch.setattr("masksam_export.families.masksam.model.image_encoder.LOGITS_LIMIT", 1)
     one_by_one = golden.model()
     assert heads_at_once(one_by_one) == {1}
     assert heads_at_once(model) == {model.config.heads}

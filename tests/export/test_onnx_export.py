@@ -14,14 +14,14 @@ import onnxruntime
 import pytest
 import torch
 
-from masksam_deploy.bundle import Bundle
-from masksam_deploy.errors import ExportError, OutputError, ParityError
-from masksam_deploy.manifest import Graph, Labels, Port, Preprocessing
-from masksam_export.checkpoint import TrainedMaskSAM, load_checkpoint
-from masksam_export.config import ModelConfig
-from masksam_export.graphs import graph_parts
-from masksam_export.model import MaskSAM
-from masksam_export.official import ACDC
+from masksam_deploy.base.errors import ExportError, OutputError, ParityError
+from masksam_deploy.bundle.directory import Bundle
+from masksam_deploy.bundle.manifest import Graph, Labels, Port, Preprocessing
+from masksam_export.families.masksam.checkpoint import TrainedMaskSAM, load_checkpoint
+from masksam_export.families.masksam.config import ModelConfig
+from masksam_export.families.masksam.graphs import graph_parts
+from masksam_export.families.masksam.model import MaskSAM
+from masksam_export.families.masksam.official import ACDC
 from masksam_export.onnx_export import FORBIDDEN_OPS, check_graph, export_bundle, export_graphs
 from tests.export.golden import NAMES, Golden
 from tests.export.test_model import variations

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from masksam_deploy import read_volume, write_labels
+from masksam_deploy.base.errors import ExportError, MaskSamError
+from masksam_deploy.base.volume import Volume
+from masksam_deploy.bundle.manifest import Label, Labels
 from masksam_deploy.engines.gate import Case
-from masksam_deploy.errors import ExportError, MaskSamError
+from masksam_deploy.io.cases import ScanFiles
 from masksam_deploy.io.write_scan import write_scan
-from masksam_deploy.manifest import Label, Labels
-from masksam_deploy.scans import ScanFiles
-from masksam_deploy.volume import Volume
 from masksam_export import validation_scans
 from masksam_export.validation_scans import add_validation
 from tests.engines.small_bundle import ball_scan

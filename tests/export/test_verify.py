@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from masksam_deploy.errors import ParityError
-from masksam_deploy.manifest import Graph
-from masksam_export.graphs import graph_parts
-from masksam_export.model import MaskSAM
+from masksam_deploy.base.errors import ParityError
+from masksam_deploy.bundle.manifest import Graph
+from masksam_export.families.masksam.graphs import graph_parts
+from masksam_export.families.masksam.model import MaskSAM
 from masksam_export.verify import Reference, example_inputs, reference_outputs, verify_chain
 from tests.export.golden import Golden
 

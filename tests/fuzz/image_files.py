@@ -109,7 +109,7 @@ def good_files(seed: int) -> Iterator[tuple[str, bytes]]:
 
 def faults(seed: int, count: int) -> Iterator[str]:
     """What is wrong with how this package reads the first `count` mutations; also how many it accepts."""
-    from masksam_deploy.errors import MaskSamError
+    from masksam_deploy.base.errors import MaskSamError
     from masksam_deploy.io.grid import affine_lps
     from masksam_deploy.io.itk import open_itk_file
 

@@ -20,7 +20,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from masksam_deploy.errors import MaskSamError
+from masksam_deploy.base.errors import MaskSamError
 
 Outcome: TypeAlias = Literal["refused", "read and right", "read, nothing to compare with"]
 Case: TypeAlias = tuple[str, Callable[[], Outcome]]
@@ -83,7 +83,7 @@ def bundles(seed: int, work: Path) -> Iterator[Case]:
 
 def archives(seed: int, work: Path) -> Iterator[Case]:
     """Packed bundles: unpacked to what was packed, or refused with nothing left."""
-    from masksam_deploy.archive import pack, unpack
+    from masksam_deploy.bundle.archive import pack, unpack
     from tests.engines.small_bundle import make_bundle
     from tests.fuzz.archives import mutations
 
@@ -173,7 +173,7 @@ def _series(name: str, files: dict[str, bytes], folder: Path) -> Outcome:
 def _checkpoint(name: str, content: bytes, path: Path) -> Outcome:
     import torch
 
-    from masksam_export.checkpoint import load_checkpoint
+    from masksam_export.families.masksam.checkpoint import load_checkpoint
 
     path.write_bytes(content)
     with _refusals():
@@ -189,7 +189,7 @@ def _checkpoint(name: str, content: bytes, path: Path) -> Outcome:
 
 @lru_cache
 def _original_weights() -> dict[str, Any]:
-    from masksam_export.checkpoint import load_checkpoint
+    from masksam_export.families.masksam.checkpoint import load_checkpoint
     from tests.fuzz.torch_files import BASE
 
     return load_checkpoint(BASE).model.state_dict()

@@ -14,9 +14,9 @@ import traceback
 import warnings
 from pathlib import Path
 
-from masksam_deploy.errors import CheckpointError
-from masksam_deploy.memory import peak_memory
-from masksam_export.checkpoint import load_checkpoint
+from masksam_deploy.base.errors import CheckpointError
+from masksam_deploy.base.memory import peak_memory
+from masksam_export.families.masksam.checkpoint import load_checkpoint
 
 MEMORY = 6 * 2**30  # of addresses; torch alone takes three
 SECONDS = 30

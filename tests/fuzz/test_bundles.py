@@ -11,9 +11,9 @@ import pytest
 
 pytest.importorskip("onnx", reason="builds its network with onnx")
 
-from masksam_deploy.archive import pack, unpack
-from masksam_deploy.bundle import Bundle
-from masksam_deploy.errors import MaskSamError
+from masksam_deploy.base.errors import MaskSamError
+from masksam_deploy.bundle.archive import pack, unpack
+from masksam_deploy.bundle.directory import Bundle
 from tests.engines.small_bundle import make_bundle
 from tests.fuzz import archives, bundles
 

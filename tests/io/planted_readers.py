@@ -9,10 +9,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from masksam_deploy.io import opening, scan_limits, scan_worker
+from masksam_deploy.base.isolation import Wire
+from masksam_deploy.base.volume import Array, Geometry
+from masksam_deploy.io import open_channel as opening
+from masksam_deploy.io import scan_limits, scan_worker
 from masksam_deploy.io.channel import Channel
-from masksam_deploy.isolation import Wire
-from masksam_deploy.volume import Array, Geometry
 
 PRELOAD = scan_worker.PRELOAD
 _IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)

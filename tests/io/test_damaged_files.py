@@ -12,7 +12,7 @@ import SimpleITK
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from masksam_deploy.errors import MaskSamError, ScanError
+from masksam_deploy.base.errors import MaskSamError, ScanError
 from masksam_deploy.io import read_volume
 
 SUFFIXES = [".nii", ".nii.gz", ".nrrd", ".mha"]

@@ -17,11 +17,11 @@ import pydicom
 import pytest
 from pydicom.encaps import generate_frames
 
-from masksam_deploy.errors import ScanError
+from masksam_deploy.base.errors import ScanError
+from masksam_deploy.base.isolation import SharedArray
 from masksam_deploy.io import read_volume
 from masksam_deploy.io.dicom import open_dicom_series
 from masksam_deploy.io.isolated_scan import IsolatedScan
-from masksam_deploy.isolation import SharedArray
 from tests.io.dicom_bytes import EXPLICIT, elements, fragments, part_10
 
 Change = Callable[[Any], None]

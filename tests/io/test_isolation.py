@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from masksam_deploy.errors import MemoryLimitError, ScanError
+from masksam_deploy.base.errors import MemoryLimitError, ScanError
+from masksam_deploy.base.isolation import SharedArray, Wire, WireError, Workers, server, workers
+from masksam_deploy.base.isolation.shared import map_shared
+from masksam_deploy.base.isolation.wire import LONGEST
 from masksam_deploy.io import isolated_scan, read_volume
 from masksam_deploy.io.isolated_scan import IsolatedScan
-from masksam_deploy.isolation import SharedArray, Wire, WireError, Workers, server, workers
-from masksam_deploy.isolation.shared import map_shared
-from masksam_deploy.isolation.wire import LONGEST
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="there is a forking server on Linux only")
 
@@ -305,7 +305,7 @@ def run_apart(code: str, folder: Path) -> str:
 @pytest.mark.parametrize("forks", [True, False])
 def test_signals_that_a_host_blocks_or_ignores_are_not_blocked_in_workers(data: Path, forks: bool) -> None:
     code = (
-        "from masksam_deploy.io import isolated_scan; from masksam_deploy.isolation import Workers\n"
+        "from masksam_deploy.io import isolated_scan; from masksam_deploy.base.isolation import Workers\n"
         f"isolated_scan.READERS = Workers('masksam_deploy.io.scan_worker', forks={forks})\n"
         "signal.signal(signal.SIGCHLD, signal.SIG_IGN); signal.signal(signal.SIGXCPU, signal.SIG_IGN)\n"
         "signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())\n"

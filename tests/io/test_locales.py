@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from masksam_deploy.io.itk import open_itk_file
 from masksam_deploy.io import read_volume, write_labels
-from masksam_deploy.volume import Volume
+from masksam_deploy.base.volume import Volume
 folder = os.fsdecode(bytes.fromhex(sys.argv[1]))
 for name in sorted(os.listdir(folder)):
     path = Path(folder, name)

@@ -20,13 +20,13 @@ from hypothesis import strategies as st
 from nibabel.quaternions import mat2quat
 from numpy.typing import NDArray
 
-from masksam_deploy.errors import OutputError, ScanError
+from masksam_deploy.base.errors import OutputError, ScanError
+from masksam_deploy.base.volume import Volume
 from masksam_deploy.io import read_volume, write_labels
 from masksam_deploy.io.channel import Channel
 from masksam_deploy.io.grid import affine_lps
 from masksam_deploy.io.itk import open_itk_file
 from masksam_deploy.io.write_scan import write_scan
-from masksam_deploy.volume import Volume
 
 Matrix = NDArray[np.float64]
 SIZE = (30, 20, 10)
@@ -183,7 +183,7 @@ def test_a_disk_that_fills_up_while_the_forms_are_stated_is_named(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("masksam_deploy.io.written.state_forms", full)
+    monkeypatch.setattr("masksam_deploy.io.read_back.state_forms", full)
     with pytest.raises(
         OutputError, match=r"b\.nii\.gz: cannot be written whole \(No space left on device\); check the disk"
     ):

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from masksam_deploy.errors import ScanError
+from masksam_deploy.base.errors import ScanError
 from masksam_deploy.io.itk import open_itk_file
 
 TYPES = ["u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8"]

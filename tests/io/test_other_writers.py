@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from masksam_deploy.errors import ScanError
+from masksam_deploy.base.errors import ScanError
 from masksam_deploy.io.channel import Channel
 from masksam_deploy.io.grid import affine_lps
 from masksam_deploy.io.itk import open_itk_file, quiet_itk

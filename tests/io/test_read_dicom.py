@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import SimpleITK
 
-from masksam_deploy.errors import MemoryLimitError, ScanError
+from masksam_deploy.base.errors import MemoryLimitError, ScanError
 from masksam_deploy.io import dicom, read_volume
-from masksam_deploy.io.opening import open_channel
+from masksam_deploy.io.open_channel import open_channel
 
 Edit = Callable[[Any], None]
 EditedCopy = Callable[[Path, Path, Edit], Path]

@@ -17,10 +17,10 @@ import SimpleITK
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from masksam_deploy.errors import MemoryLimitError, ScanError
+from masksam_deploy.base.errors import MemoryLimitError, ScanError
+from masksam_deploy.base.volume import Geometry
 from masksam_deploy.io import read_volume
 from masksam_deploy.io.itk import open_itk_file
-from masksam_deploy.volume import Geometry
 
 LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 

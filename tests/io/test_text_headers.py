@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from masksam_deploy.errors import ScanError
+from masksam_deploy.base.errors import ScanError
 from masksam_deploy.io.itk import open_itk_file
 
 VALUES = np.arange(120, dtype="<i2").reshape(6, 5, 4)

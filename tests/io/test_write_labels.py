@@ -19,10 +19,10 @@ import SimpleITK
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from masksam_deploy.errors import OutputError
+from masksam_deploy.base.errors import OutputError
+from masksam_deploy.base.volume import Geometry, Volume
 from masksam_deploy.io import read_volume, write_labels
-from masksam_deploy.io.labels import check_label_name
-from masksam_deploy.volume import Geometry, Volume
+from masksam_deploy.io.write_labels import check_label_name
 
 FORMATS = [".nii", ".nii.gz", ".nrrd", ".mha"]
 PLAIN = Geometry((5, 4, 3), (0.7, 0.8, 2.5), (-12.5, 30.25, 400.125), (1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0))
@@ -214,9 +214,9 @@ def test_a_file_that_reads_back_differently_is_refused(
 FULL_DISK = """
 import resource, sys
 import numpy as np
-from masksam_deploy.errors import OutputError
+from masksam_deploy.base.errors import OutputError
 from masksam_deploy.io import write_labels
-from masksam_deploy.volume import Geometry, Volume
+from masksam_deploy.base.volume import Geometry, Volume
 # A limit on the file size stops a write half way, as a full disk does.
 resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
 array = np.zeros((20, 20, 20), np.uint8)

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from masksam_deploy import read_volume
-from masksam_deploy.errors import OutputError
+from masksam_deploy.base.errors import OutputError
+from masksam_deploy.base.volume import Geometry, Volume
 from masksam_deploy.io.write_scan import write_scan
-from masksam_deploy.volume import Geometry, Volume
 
 OBLIQUE = (0.8, 0.6, 0.0, -0.6, 0.8, 0.0, 0.0, 0.0, 1.0)
 

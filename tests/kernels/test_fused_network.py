@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from masksam_export.model import MaskSAM
-from masksam_export.model.depth_adapter import DepthConvAdapter
+from masksam_export.families.masksam.model import MaskSAM
+from masksam_export.families.masksam.model.depth_adapter import DepthConvAdapter
 from masksam_kernels.depth_adapter import op
 from masksam_kernels.depth_adapter.launch import launch_middle
 from tests.export.golden import NAMES, Golden

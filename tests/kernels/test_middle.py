@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from masksam_export.model.depth_adapter import DepthConvAdapter
+from masksam_export.families.masksam.model.depth_adapter import DepthConvAdapter
 from masksam_kernels.depth_adapter import reference
 from masksam_kernels.depth_adapter.blocks import block_for, padded_channels
 from masksam_kernels.depth_adapter.launch import launch_middle

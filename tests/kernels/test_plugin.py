@@ -11,7 +11,7 @@ import onnx
 import pytest
 
 from benchmarks.adapter_formulations import adapter_model, random_tensors
-from masksam_export.passes.adapter_nodes import adapter_function
+from masksam_export.families.masksam.adapter_nodes import adapter_function
 from masksam_kernels.depth_adapter import plugin
 from masksam_kernels.errors import KernelError
 from masksam_kernels.pack import KernelPack

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from masksam_export.training.augmentation import (
+from masksam_export.families.masksam.training.augmentation import (
     NO_AUGMENTATION,
     Augmentation,
     Random,

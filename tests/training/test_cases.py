@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from skimage.transform import resize
 
-from masksam_deploy.errors import DatasetError
+from masksam_deploy.base.errors import DatasetError
+from masksam_deploy.base.volume import Geometry, Volume
+from masksam_deploy.bundle.manifest import Preprocessing
 from masksam_deploy.io import read_volume
-from masksam_deploy.manifest import Preprocessing
-from masksam_deploy.preprocess import ScanFrame, preprocess
-from masksam_deploy.volume import Geometry, Volume
-from masksam_export.training.cases import network_labels, prepare_case, split_cases
-from masksam_export.training.dataset import read_dataset
+from masksam_deploy.scan_path.prepare import ScanFrame, preprocess
+from masksam_export.families.masksam.training.cases import network_labels, prepare_case, split_cases
+from masksam_export.families.masksam.training.dataset import read_dataset
 from tests.training.raw_dataset import Generated, generated, write_dataset
 
 Triple = tuple[float, float, float]

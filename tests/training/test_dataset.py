@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from masksam_deploy.errors import DatasetError
-from masksam_export.training import description as description_module
-from masksam_export.training.dataset import Dataset, load_case, read_dataset
+from masksam_deploy.base.errors import DatasetError
+from masksam_export.families.masksam.training import description as description_module
+from masksam_export.families.masksam.training.dataset import Dataset, load_case, read_dataset
 from tests.training.raw_dataset import Generated, description, generated, write_dataset, write_image
 
 
@@ -425,6 +425,7 @@ def test_a_damaged_file_is_named(root: Path, file: str, kept: float) -> None:
 
 def test_reading_a_dataset_does_not_load_torch() -> None:
     program = (
-        "import sys, masksam_export.training.cases, masksam_export.training.planning; sys.exit('torch' in sys.modules)"
+        "import sys; from masksam_export.families.masksam.training import cases, planning\n"
+        "sys.exit('torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True)

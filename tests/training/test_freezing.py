@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from masksam_export.config import ModelConfig
-from masksam_export.model import MaskSAM
-from masksam_export.official import ACDC, AMOS
-from masksam_export.training.freezing import freeze_sam
+from masksam_export.families.masksam.config import ModelConfig
+from masksam_export.families.masksam.model import MaskSAM
+from masksam_export.families.masksam.official import ACDC, AMOS
+from masksam_export.families.masksam.training.freezing import freeze_sam
 
 
 def on_meta(config: ModelConfig) -> MaskSAM:

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from masksam_deploy.errors import DatasetError, OutputError
+from masksam_deploy.base.errors import DatasetError, OutputError
 from masksam_export.cli_prepare import prepare_sample_data as command
-from masksam_export.training.dataset import read_dataset
-from masksam_export.training.samples.hippocampus import prepare_hippocampus
+from masksam_export.families.masksam.training.dataset import read_dataset
+from masksam_export.families.masksam.training.samples.hippocampus import prepare_hippocampus
 from tests.training.raw_dataset import write_image
 
 NAMES = [f"hippocampus_{index:03d}" for index in (1, 4, 7, 11, 15, 20, 21, 30)]

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from masksam_export.training.losses import NO_OBJECT_WEIGHT, Objective, class_loss
-from masksam_export.training.matching import ACDC_WEIGHTS, Match, Outputs
-from masksam_export.training.points import PointSampling
-from masksam_export.training.targets import FrameTargets, frame_targets
+from masksam_export.families.masksam.training.losses import NO_OBJECT_WEIGHT, Objective, class_loss
+from masksam_export.families.masksam.training.matching import ACDC_WEIGHTS, Match, Outputs
+from masksam_export.families.masksam.training.points import PointSampling
+from masksam_export.families.masksam.training.targets import FrameTargets, frame_targets
 from tests.training.test_matching import CLASSES, QUERIES, SIDE, random_labels, random_outputs
 
 

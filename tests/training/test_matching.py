@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from masksam_export.training.matching import (
+from masksam_export.families.masksam.training.matching import (
     ACDC_WEIGHTS,
     AMOS_WEIGHTS,
     Outputs,
@@ -19,8 +19,8 @@ from masksam_export.training.matching import (
     pairwise_bce,
     pairwise_dice,
 )
-from masksam_export.training.points import PointSampling, sample, uncertain_points
-from masksam_export.training.targets import frame_targets
+from masksam_export.families.masksam.training.points import PointSampling, sample, uncertain_points
+from masksam_export.families.masksam.training.targets import frame_targets
 
 SIDE, QUERIES, CLASSES = 8, 5, 3
 ALL_POINTS = PointSampling(count=64)

@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from masksam_deploy.errors import DatasetError
-from masksam_export import official
-from masksam_export.model import MaskSAM
-from masksam_export.training.network import (
+from masksam_deploy.base.errors import DatasetError
+from masksam_export.families.masksam import official
+from masksam_export.families.masksam.model import MaskSAM
+from masksam_export.families.masksam.training.network import (
     NETWORK_NAMES,
     NetworkName,
     default_queries,
@@ -16,7 +16,7 @@ from masksam_export.training.network import (
     new_network,
     weight_count,
 )
-from masksam_export.weights import config_from_shapes
+from masksam_export.families.masksam.weights import config_from_shapes
 
 
 def test_the_published_patches_give_the_published_networks() -> None:

@@ -8,12 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from masksam_deploy.preprocess import ScanFrame
-from masksam_deploy.volume import Geometry
-from masksam_export.training.augmentation import NO_AUGMENTATION, Augmentation
-from masksam_export.training.cases import PreparedCase
-from masksam_export.training.patches import PatchSampler, Source, cut
-from masksam_export.training.targets import PADDING
+from masksam_deploy.base.volume import Geometry
+from masksam_deploy.scan_path.prepare import ScanFrame
+from masksam_export.families.masksam.training.augmentation import NO_AUGMENTATION, Augmentation
+from masksam_export.families.masksam.training.cases import PreparedCase
+from masksam_export.families.masksam.training.patches import PatchSampler, Source, cut
+from masksam_export.families.masksam.training.targets import PADDING
 
 
 def case(shape: tuple[int, int, int], labels: np.ndarray | None = None) -> PreparedCase:

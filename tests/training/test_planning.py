@@ -10,11 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from masksam_deploy.errors import DatasetError
-from masksam_export.plans import Plan
-from masksam_export.training import planning
-from masksam_export.training.dataset import Dataset, read_dataset
-from masksam_export.training.planning import (
+from masksam_deploy.base.errors import DatasetError
+from masksam_export.families.masksam.training import planning
+from masksam_export.families.masksam.training.dataset import Dataset, read_dataset
+from masksam_export.families.masksam.training.planning import (
     Fingerprint,
     Intensities,
     make_plans,
@@ -22,6 +21,7 @@ from masksam_export.training.planning import (
     suggest_patch,
     target_grid,
 )
+from masksam_export.plans import Plan
 from tests.training.raw_dataset import Generated, description, generated, write_dataset, write_image
 
 Triple = tuple[float, float, float]

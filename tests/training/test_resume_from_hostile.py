@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import torch
 
-from masksam_deploy.errors import CheckpointError
-from masksam_export.config import ModelConfig
-from masksam_export.model import MaskSAM
-from masksam_export.official import ACDC
-from masksam_export.training import trainer_form
-from masksam_export.training.history import Epoch
+from masksam_deploy.base.errors import CheckpointError
+from masksam_export.families.masksam.config import ModelConfig
+from masksam_export.families.masksam.model import MaskSAM
+from masksam_export.families.masksam.official import ACDC
+from masksam_export.families.masksam.training import trainer_form
+from masksam_export.families.masksam.training.history import Epoch
 
 CONFIG = replace(
     ACDC, frames=2, temporal_mlp_dim=8, embed_dim=16, depth=4, heads=2, global_blocks=(0, 1, 2, 3), window=4,

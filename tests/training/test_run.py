@@ -13,14 +13,14 @@ import pytest
 import torch
 from PIL import Image
 
-from masksam_deploy.errors import CheckpointError, DatasetError, MaskSamError, OutputError
-from masksam_export.checkpoint import load_checkpoint
-from masksam_export.safe_load import load_mapping
-from masksam_export.training.history import Epoch, draw_curves
-from masksam_export.training.loop import Trainer, learning_rate
-from masksam_export.training.run import Request, prepare_run
-from masksam_export.training.settings import OptimizerName
-from masksam_export.training.trainer_form import is_best
+from masksam_deploy.base.errors import CheckpointError, DatasetError, MaskSamError, OutputError
+from masksam_export.families.masksam.checkpoint import load_checkpoint
+from masksam_export.families.masksam.training.history import Epoch, draw_curves
+from masksam_export.families.masksam.training.loop import Trainer, learning_rate
+from masksam_export.families.masksam.training.run import Request, prepare_run
+from masksam_export.families.masksam.training.settings import OptimizerName
+from masksam_export.families.masksam.training.trainer_form import is_best
+from masksam_export.torch_files.safe_load import load_mapping
 from tests.training.raw_dataset import Generated, description, generated, write_case, write_dataset
 
 REQUEST = Request(patch=(2, 32, 32), epochs=2, iterations=3, batch=2, learning_rate=2e-3, warmup=2, seed=5)

@@ -19,12 +19,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from masksam_deploy.errors import CheckpointError
-from masksam_export.config import ModelConfig
-from masksam_export.model import MaskSAM
-from masksam_export.official import ACDC, AMOS, SYNAPSE
-from masksam_export.training.freezing import freeze_sam
-from masksam_export.training.sam_weights import SamReport, check_sam_shapes, load_sam_weights, silence_additions
+from masksam_deploy.base.errors import CheckpointError
+from masksam_export.families.masksam.config import ModelConfig
+from masksam_export.families.masksam.model import MaskSAM
+from masksam_export.families.masksam.official import ACDC, AMOS, SYNAPSE
+from masksam_export.families.masksam.training.freezing import freeze_sam
+from masksam_export.families.masksam.training.sam_weights import (
+    SamReport,
+    check_sam_shapes,
+    load_sam_weights,
+    silence_additions,
+)
 
 State = dict[str, Tensor]
 # The same float32 operations on values of about one, in another order of summation.

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from masksam_deploy.errors import OutputError
-from masksam_deploy.volume import Volume
-from masksam_export.training.storage import CaseStore, check_space
+from masksam_deploy.base.errors import OutputError
+from masksam_deploy.base.volume import Volume
+from masksam_export.families.masksam.training.storage import CaseStore, check_space
 from tests.training.test_patches import case
 
 

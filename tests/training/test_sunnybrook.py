@@ -16,12 +16,12 @@ import SimpleITK
 from click.testing import CliRunner, Result
 from numpy.typing import NDArray
 
-from masksam_deploy.errors import DatasetError, OutputError
+from masksam_deploy.base.errors import DatasetError, OutputError
 from masksam_deploy.io import read_volume
 from masksam_deploy.io.dicom import ordered_files
 from masksam_export.cli_prepare import prepare_sample_data as command
-from masksam_export.training.samples.contours import Contour, paint
-from masksam_export.training.samples.sunnybrook import prepare_sunnybrook
+from masksam_export.families.masksam.training.samples.contours import Contour, paint
+from masksam_export.families.masksam.training.samples.sunnybrook import prepare_sunnybrook
 
 Image = pytest.importorskip("PIL.Image")
 draw = pytest.importorskip("skimage.draw")

@@ -2,7 +2,7 @@
 
 import torch
 
-from masksam_export.training.targets import PADDING, frame_targets
+from masksam_export.families.masksam.training.targets import PADDING, frame_targets
 
 
 def test_every_class_of_a_frame_is_one_target_background_included() -> None:

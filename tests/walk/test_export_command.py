@@ -13,7 +13,7 @@ from pathlib import Path
 
 import onnx
 
-from masksam_deploy.bundle import Bundle
+from masksam_deploy.bundle.directory import Bundle
 from masksam_kernels.pack import read_pack
 from tests.conftest import INTERRUPTIBLE
 from tests.example_kernels import make_pack

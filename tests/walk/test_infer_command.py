@@ -141,7 +141,8 @@ def test_failure_of_a_later_output_leaves_all_earlier_ones_as_they_were(
         "--report": "real = work.described\nwork.described = lambda path, name=None: full() if name else real(path)\n",
     }
     script = (
-        "import masksam_deploy.results as work, masksam_deploy.cli.infer_scan, masksam_deploy.cli as cli, sys\n"
+        "import sys, masksam_deploy.cli.infer_scan, masksam_deploy.cli as cli\n"
+        "import masksam_deploy.outputs.one_scan as work\n"
         "def full(*_, **__): raise OSError(28, 'No space left on device')\n"
         f"{broken[option]}"
         "cli.main(sys.argv[1:])"

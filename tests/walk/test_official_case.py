@@ -9,10 +9,10 @@ import pytest
 import SimpleITK
 
 from masksam_deploy import Segmenter, Volume, read_volume, write_labels
-from masksam_deploy.bundle import Bundle
-from masksam_deploy.errors import BundleError, MemoryLimitError, ScanError
-from masksam_deploy.preprocess import preprocess
-from masksam_deploy.segmenter import Segmentation
+from masksam_deploy.base.errors import BundleError, MemoryLimitError, ScanError
+from masksam_deploy.bundle.directory import Bundle
+from masksam_deploy.scan_path.prepare import preprocess
+from masksam_deploy.scan_path.segmenter import Segmentation
 
 
 @pytest.fixture(scope="module")

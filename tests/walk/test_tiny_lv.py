@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from masksam_deploy import Segmenter, read_volume, write_labels
-from masksam_deploy.bundle import Bundle
+from masksam_deploy.bundle.directory import Bundle
 from masksam_deploy.engines.build import BuildRequest, build_engine
-from masksam_deploy.engines.builders import BuildOptions, open_builder
+from masksam_deploy.engines.choose import open_network
 from masksam_deploy.engines.gate import Case, validation_cases
-from masksam_deploy.engines.run import open_network
-from masksam_deploy.engines.spec import EngineSpec, Precision
 from masksam_deploy.evaluation import evaluate_folders
-from masksam_deploy.scans import ScanFiles, find_scans
+from masksam_deploy.io.cases import ScanFiles, find_scans
+from masksam_deploy.runtimes.registry import BuildOptions, open_builder
+from masksam_deploy.runtimes.spec import EngineSpec, Precision
 
 ROOT = Path(__file__).parents[2]
 CHECKPOINT = ROOT / "models" / "masksam-tiny-lv" / "checkpoint_final.pth"
@@ -25,7 +25,7 @@ SAMPLE = ROOT / "examples" / "sunnybrook"
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from masksam_export.checkpoint import load_checkpoint
+    from masksam_export.families.masksam.checkpoint import load_checkpoint
     from masksam_export.onnx_export import export_bundle
 
     case = Case(ScanFiles("SCD0000501", (SAMPLE / "scan",)), SAMPLE / "reference.nii.gz")

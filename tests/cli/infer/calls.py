@@ -14,8 +14,8 @@ import numpy as np
 import SimpleITK
 from click.testing import CliRunner, Result
 
+from masksam_deploy.base.errors import MaskSamError
 from masksam_deploy.cli import app
-from masksam_deploy.errors import MaskSamError
 from tests.engines.small_bundle import ball_scan
 
 

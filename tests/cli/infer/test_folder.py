@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 import SimpleITK
 
-from masksam_deploy import batch
-from masksam_deploy.errors import DiskFullError, ScansFailedError
+from masksam_deploy.base.errors import DiskFullError, ScansFailedError
+from masksam_deploy.batch import pipeline as batch
 from masksam_deploy.io import read_volume
-from masksam_deploy.results import described_scan, write_results
-from masksam_deploy.segmenter import Segmenter
+from masksam_deploy.outputs.one_scan import described_scan, write_results
+from masksam_deploy.scan_path.segmenter import Segmenter
 from tests.cli.infer.calls import digest, done, invoke, refused, report_in, statuses, write_series
 from tests.engines.small_bundle import write_ball_scans
 

@@ -17,13 +17,14 @@ import numpy as np
 import pytest
 import SimpleITK
 
-from masksam_deploy import batch, ledger
-from masksam_deploy.batch_report import BatchReport, Entry
-from masksam_deploy.cli.running import open_segmenter
-from masksam_deploy.errors import OutputError
+from masksam_deploy.base.errors import OutputError
+from masksam_deploy.batch import ledger
+from masksam_deploy.batch import pipeline as batch
+from masksam_deploy.batch.ledger_file import LedgerFile
+from masksam_deploy.batch.report import BatchReport, Entry
+from masksam_deploy.cli.open_segmenter import open_segmenter
 from masksam_deploy.io import read_volume
-from masksam_deploy.ledger_file import LedgerFile
-from masksam_deploy.results import described_scan
+from masksam_deploy.outputs.one_scan import described_scan
 from tests.cli.infer.calls import digest, done, invoke, refused, report_in, statuses
 from tests.cli.infer.test_resume import interrupted
 
@@ -177,7 +178,7 @@ def test_a_second_run_into_the_folder_is_refused_whatever_it_is_told(
 def test_lines_that_no_longer_count_are_removed_by_a_later_run(
     scans: Path, bundle: Path, out: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("masksam_deploy.ledger_file.COMPACT_ABOVE", 1000)
+    monkeypatch.setattr("masksam_deploy.batch.ledger_file.COMPACT_ABOVE", 1000)
     for _ in range(2):
         done(scans, "-b", bundle, "-o", out, "--force")
     done(scans / "scan_2.nii.gz", "-b", bundle, "-o", out, "--resume")
@@ -219,7 +220,7 @@ def test_an_error_with_endless_words_is_written_down_in_bounds(
 
 _DIE_WHILE_WRITING = """
 import os, signal, sys
-from masksam_deploy import results
+from masksam_deploy.outputs import one_scan as results
 results.draw_overlay = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
 from masksam_deploy.cli import main
 main(sys.argv[1:])

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from masksam_deploy.cli import app
-from masksam_deploy.profiles import PROFILES
+from masksam_deploy.engines.profiles import PROFILES
 from tests.engines.small_bundle import make_bundle, write_ball_scans
 
 

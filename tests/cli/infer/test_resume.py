@@ -17,8 +17,9 @@ import pydicom
 import pytest
 import SimpleITK
 
-from masksam_deploy import batch, batch_report
-from masksam_deploy.errors import ScansFailedError
+from masksam_deploy.base.errors import ScansFailedError
+from masksam_deploy.batch import pipeline as batch
+from masksam_deploy.batch import report as batch_report
 from tests.cli.infer.calls import digest, done, invoke, refused, report_in, statuses, write_series
 from tests.conftest import INTERRUPTIBLE
 from tests.engines.small_bundle import ball_scan, make_bundle, write_ball_scans

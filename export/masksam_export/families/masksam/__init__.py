@@ -1,0 +1,1 @@
+"""MaskSAM: reading its checkpoints, the network in torch, its parts for tracing, and its training."""

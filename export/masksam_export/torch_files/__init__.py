@@ -1,0 +1,1 @@
+"""Reading torch files that may be hostile, without torch's unpickler."""

@@ -1,6 +1,0 @@
-"""Inference runtimes: one file each, behind the `Session` protocol."""
-
-from masksam_deploy.backends.base import Device, Network, Session
-from masksam_deploy.backends.chain import GraphChain, onnxruntime_opener, open_chain, open_stages
-
-__all__ = ["Device", "GraphChain", "Network", "Session", "onnxruntime_opener", "open_chain", "open_stages"]

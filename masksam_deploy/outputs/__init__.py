@@ -1,0 +1,1 @@
+"""What a segmentation leaves behind: label maps, pictures and reports."""

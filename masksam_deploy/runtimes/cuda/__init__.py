@@ -1,0 +1,1 @@
+"""NVIDIA GPUs through `cuda-core`: memory, streams and captured runs."""

@@ -1,0 +1,317 @@
+"""The worker process in which ONNX Runtime runs, seen from this one."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from masksam_deploy.base.errors import BackendError, NetworkCrashError
+from masksam_deploy.base.interruptible import GRACE, TimeLimitError, interruptible
+from masksam_deploy.base.isolation import Message, SharedArray, WireError, Worker, Workers
+from masksam_deploy.base.isolation.workers import end, how_it_ended
+from masksam_deploy.base.memory import network_headroom, peak_memory
+from masksam_deploy.runtimes.base import Device
+from masksam_deploy.runtimes.onnxruntime.library import import_runtime
+from masksam_deploy.runtimes.onnxruntime.settings import SessionSettings
+from masksam_deploy.runtimes.onnxruntime.worker import FAILED, MEMORY, MISSING, REFUSED, TIME
+
+T = TypeVar("T")
+
+_FORKED = Workers("masksam_deploy.runtimes.onnxruntime.worker")
+# A process that forks after CUDA was loaded has no CUDA: a GPU's worker is a new interpreter.
+_SPAWNED = Workers("masksam_deploy.runtimes.onnxruntime.worker", forks=False)
+_PATIENCE = 5.0
+"""Seconds beyond its limit for which a worker that should have given up is waited for, before it is killed."""
+_TYPES = ("bool", "uint8", "int8", "int32", "int64", "float16", "float32", "float64")
+_KINDS = (TIME, MEMORY, REFUSED, FAILED)
+
+
+def start_runtime() -> None:
+    """Begin to load ONNX Runtime, so that the first network on the CPU needs not wait for it."""
+    _FORKED.start()
+
+
+class RuntimeRefusedError(Exception):
+    """ONNX Runtime did not do what it was asked; the text is its own.
+
+    Attributes:
+        kind: of the error, see `worker`.
+    """
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+@dataclass(frozen=True)
+class FilePort:
+    """A port as the file has it; `type` and `shape` in ONNX Runtime's terms."""
+
+    name: str
+    type: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class LoadedGraph:
+    """A graph that the worker has loaded."""
+
+    number: int
+    inputs: tuple[FilePort, ...]
+    outputs: tuple[FilePort, ...]
+    provider: str
+
+
+class RuntimeProcess:
+    """A worker process, for the graphs of one network; it ends when the last of them is unloaded.
+
+    What several threads ask at once is done one after the other. Once the worker has died, or was killed because it
+    was too late or because a signal ended the wait, everything that is asked for is a `NetworkCrashError`.
+
+    Args:
+        device: where its graphs run.
+
+    Raises:
+        BackendError: no process can be started.
+    """
+
+    def __init__(self, device: Device = "cpu") -> None:
+        self._device = device
+        try:
+            self._worker = (_FORKED if device == "cpu" else _SPAWNED).new()
+        except OSError as error:
+            raise BackendError(
+                f"found that no process can be started to run the network ({error.strerror}), expected one; close "
+                "other programs, or raise the limits of memory, files and processes"
+            ) from error
+        self._lock = threading.Lock()
+        self._ended: str | None = None
+        self._buffers: dict[tuple[int, str], SharedArray] = {}
+        self._loaded: set[int] = set()
+        self._owner = os.getpid()
+        self._end = weakref.finalize(self, _end_own, self._worker, self._owner)
+
+    def load(self, path: Path, settings: SessionSettings, seconds: float | None = None) -> LoadedGraph:
+        """Load a graph, one that was made here or checked (`check_graph`).
+
+        Args:
+            path: of the file.
+            settings: for ONNX Runtime.
+            seconds: that it may take; None for as long as it wants.
+
+        Raises:
+            RuntimeRefusedError: ONNX Runtime does not load it.
+            NetworkCrashError: it crashed.
+            BackendError: the device is not available, or ONNX Runtime is broken.
+            MissingDependencyError: ONNX Runtime is not installed.
+        """
+        request: Message = {
+            "do": "load",
+            "path": os.fsencode(path.absolute()).hex(),
+            "device": self._device,
+            "settings": asdict(settings),
+            "seconds": seconds,
+            # CUDA reserves far more addresses than it uses memory.
+            "headroom": network_headroom() if self._device == "cpu" else None,
+            "cores": sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+        }
+        with self._lock:
+            answer = self._ask(request, seconds)
+            graph = self._understood(_loaded_graph, answer)
+            self._loaded.add(graph.number)
+        return graph
+
+    def run(
+        self,
+        graph: LoadedGraph,
+        outputs: Sequence[str] | None,
+        feeds: Mapping[str, NDArray[Any]],
+        seconds: float | None = None,
+    ) -> list[NDArray[Any]]:
+        """Run a graph.
+
+        Args:
+            graph: loaded in this process.
+            outputs: names of the results wanted; None for all.
+            feeds: inputs by name; they are copied.
+            seconds: that it may take; None for as long as it wants.
+
+        Raises:
+            RuntimeRefusedError: it failed, or took longer.
+            NetworkCrashError: it crashed.
+        """
+        with self._lock:
+            inputs = [self._given(graph, name, np.asarray(feed)) for name, feed in feeds.items()]
+            request: Message = {
+                "do": "run",
+                "number": graph.number,
+                "inputs": inputs,
+                "outputs": None if outputs is None else list(outputs),
+                "seconds": seconds,
+            }
+            expected = len(graph.outputs if outputs is None else outputs)
+            results = self._understood(partial(_described_results, expected), self._ask(request, seconds))
+            return self._taken(results)
+
+    def end_profiling(self, graph: LoadedGraph) -> str:
+        """Where the profile was written, for a graph that was loaded with one."""
+        with self._lock:
+            return str(self._ask({"do": "end profiling", "number": graph.number}, None).get("profile"))
+
+    def unload(self, graph: LoadedGraph) -> None:
+        """Free a graph's memory; with the last one, the process ends."""
+        with self._lock:
+            self._loaded.discard(graph.number)
+            if self._loaded and self._ended is None and self._is_own():
+                self._ask({"do": "unload", "number": graph.number}, None)
+        self.end_if_unused()
+
+    def end_if_unused(self) -> None:
+        """End the process if no graph is loaded."""
+        if not self._loaded:
+            self._ended = self._ended or "it is closed"
+            self._buffers.clear()
+            self._end()
+
+    def peak_memory(self) -> int | None:
+        """Most bytes of memory that the worker ever held; None where the system does not say."""
+        return None if self._worker.pid is None else peak_memory(self._worker.pid)
+
+    def _given(self, graph: LoadedGraph, name: str, feed: NDArray[Any]) -> dict[str, Any]:
+        """Put an input where the worker can read it."""
+        if feed.dtype.name not in _TYPES:
+            raise RuntimeRefusedError(
+                FAILED, f"input '{name}' is of type {feed.dtype}, expected one of {', '.join(_TYPES)}"
+            )
+        key = (graph.number, name)
+        buffer = self._buffers.get(key)
+        if buffer is None or buffer.shape != feed.shape or buffer.array.dtype != feed.dtype:
+            buffer = self._buffers[key] = _shared(feed.shape, feed.dtype.name)
+        np.copyto(buffer.array, feed)
+        return {"name": name, "path": buffer.path, "shape": list(feed.shape), "dtype": feed.dtype.name}
+
+    def _taken(self, results: list[tuple[tuple[int, ...], str]]) -> list[NDArray[Any]]:
+        """Have the results of the last run written into memory of this process."""
+        given: list[SharedArray] = []
+        try:
+            given.extend(_shared(shape, dtype) for shape, dtype in results)
+            self._ask({"do": "take", "paths": [memory.path for memory in given]}, None)
+        finally:
+            for memory in given:
+                memory.close()
+        return [memory.array for memory in given]
+
+    def _ask(self, request: Message, seconds: float | None) -> Message:
+        """One request and its answer.
+
+        Raises:
+            RuntimeRefusedError, NetworkCrashError, BackendError, MissingDependencyError: see `load`.
+        """
+        if self._ended is not None:
+            raise NetworkCrashError(f"the worker process of the network has ended: {self._ended}; make a new Segmenter")
+        if not self._is_own():
+            raise BackendError("the network belongs to the process that this one was forked from; make a new Segmenter")
+        wire = self._worker.wire
+
+        def exchange() -> Message:
+            wire.send(request)
+            return wire.receive()
+
+        limit = None if seconds is None else seconds + GRACE + _PATIENCE
+        try:
+            answer = interruptible(exchange, self._worker.kill, limit)
+        except WireError:
+            raise NetworkCrashError(self._end_with(how_it_ended(end(self._worker)))) from None
+        except TimeLimitError:
+            self._end_with("it took too long")
+            raise RuntimeRefusedError(TIME, "it took too long and was killed") from None
+        except BaseException:
+            self._end_with("a signal interrupted it")
+            raise
+        if "error" in answer:
+            raise self._refusal(answer)
+        return answer
+
+    def _refusal(self, answer: Message) -> Exception:
+        kind, message = str(answer.get("error")), str(answer.get("message"))
+        if answer.get("stuck"):
+            self._end_with("it took too long")
+        if kind == MISSING:
+            try:
+                import_runtime(self._device)  # which says how to install it
+            except Exception as error:  # noqa: BLE001  given to whoever asked
+                return error
+        if kind == REFUSED:
+            return BackendError(message)
+        return RuntimeRefusedError(kind if kind in _KINDS else FAILED, message)
+
+    def _is_own(self) -> bool:
+        """Not in a process that was forked from this one: two that ask one worker would get each other's answers."""
+        return os.getpid() == self._owner
+
+    def _end_with(self, why: str) -> str:
+        self._ended = why
+        self._end()
+        return why
+
+    def _understood(self, reader: Callable[[Mapping[str, Any]], T], answer: Message) -> T:
+        """What a worker says is not trusted: one that was taken over by a graph may say anything."""
+        try:
+            return reader(answer)
+        except (KeyError, TypeError, ValueError, OverflowError):
+            raise NetworkCrashError(self._end_with("it does not answer as it should")) from None
+
+
+def _end_own(worker: Worker, owner: int) -> None:
+    """End a worker; in a process that was forked from its owner, leave it to that one."""
+    if os.getpid() == owner:
+        end(worker)
+
+
+def _shared(shape: tuple[int, ...], dtype: str) -> SharedArray:
+    try:
+        return SharedArray(shape, dtype)
+    except (OSError, ValueError, OverflowError) as error:
+        if isinstance(error, OSError) and error.errno == errno.EFBIG:
+            raise BackendError(
+                f"a tensor of {list(shape)} finds a limit on the size of files, which memory that processes share "
+                "counts as, expected none; raise the limit (ulimit -f)"
+            ) from error
+        raise RuntimeRefusedError(MEMORY, f"no memory for a tensor of {list(shape)}: {error}") from error
+
+
+def _loaded_graph(answer: Mapping[str, Any]) -> LoadedGraph:
+    return LoadedGraph(
+        int(answer["number"]),
+        tuple(_port(value) for value in answer["inputs"]),
+        tuple(_port(value) for value in answer["outputs"]),
+        str(answer["provider"]),
+    )
+
+
+def _port(value: Mapping[str, Any]) -> FilePort:
+    shape = tuple(size if isinstance(size, int) else str(size) for size in value["shape"])
+    return FilePort(str(value["name"]), str(value["type"]), shape)
+
+
+def _described_results(count: int, answer: Mapping[str, Any]) -> list[tuple[tuple[int, ...], str]]:
+    """Shapes and types, so far as they can be those of arrays."""
+    results = []
+    for value in answer["results"]:
+        shape, dtype = tuple(int(size) for size in value["shape"]), str(value["dtype"])
+        if min(shape, default=0) < 0 or dtype not in _TYPES:
+            raise ValueError("not the shape and type of an array")
+        results.append((shape, dtype))
+    if len(results) != count:
+        raise ValueError("not as many results as were asked for")
+    return results
