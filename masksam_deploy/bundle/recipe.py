@@ -1,0 +1,227 @@
+"""The recipe: how a scan becomes windows for a network, and how the network's scores become a label map.
+
+The runtime interprets a recipe and knows no family of networks. Every choice is a value of a closed set: an unknown kind
+or field is refused, because a reader that ignored it would segment wrongly.
+
+The axes of the network's grid are the scan's array axes (z, y, x) after `Grid.transpose`; all lists of three follow them.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+
+Axis: TypeAlias = Literal[0, 1, 2]
+
+
+class _Closed(BaseModel):
+    """Frozen; unknown fields are refused, because they would change what the rest means."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Keep(_Closed):
+    """The axis keeps its number of voxels."""
+
+    kind: Literal["keep"] = "keep"
+
+
+class Spacing(_Closed):
+    """The axis is sampled at a spacing: `round(size * spacing of the scan / mm)` voxels."""
+
+    kind: Literal["spacing"] = "spacing"
+    mm: PositiveFloat
+
+
+class Count(_Closed):
+    """The axis gets a fixed number of voxels."""
+
+    kind: Literal["count"] = "count"
+    voxels: PositiveInt
+
+
+class Longest(_Closed):
+    """The longest of all axes of this kind gets a number of voxels, the others as many in proportion."""
+
+    kind: Literal["longest"] = "longest"
+    voxels: PositiveInt
+
+
+AxisSize: TypeAlias = Annotated[Keep | Spacing | Count | Longest, Field(discriminator="kind")]
+
+
+class Resampling(_Closed):
+    """How one grid becomes another.
+
+    Attributes:
+        order: of the spline in the plane.
+        order_z: across the plane, where that axis is resampled apart from the others.
+        force_separate_z: nnU-Net's switch for anisotropic data; None decides by the spacing.
+        coordinates: `centres` aligns the outer edges of the outermost voxels and repeats edge voxels beyond them
+            (`scipy.ndimage.zoom(mode="nearest", grid_mode=True)`); `corners` aligns their centres, mirrors beyond them,
+            and gives 0 where rounding puts a sample behind the last one (`scipy.ndimage.zoom` as it is by default).
+    """
+
+    order: Literal[0, 1, 3]
+    order_z: Literal[0, 1, 3]
+    force_separate_z: bool | None = None
+    coordinates: Literal["centres", "corners"] = "centres"
+
+
+class Clip(_Closed):
+    """Intensities below `lower` and above `upper` become these."""
+
+    kind: Literal["clip"] = "clip"
+    lower: float
+    upper: float
+
+
+class Scale(_Closed):
+    """(v - subtract) / divide."""
+
+    kind: Literal["scale"] = "scale"
+    subtract: float = 0.0
+    divide: float = 1.0
+
+
+class ZScore(_Closed):
+    """(v - mean) / max(standard deviation, 1e-8), over the cropped scan.
+
+    Attributes:
+        inside_mask: measured and applied where the scan is not zero only, holes filled.
+    """
+
+    kind: Literal["z-score"] = "z-score"
+    inside_mask: bool = False
+
+
+class MinMax(_Closed):
+    """The smallest intensity becomes 0, the largest 1.
+
+    Attributes:
+        over: what the smallest and the largest are of: the whole scan, each slice of axis 0, or each window.
+        guard: against dividing by zero: the range is `at-least` epsilon, or epsilon is `added` to it.
+        epsilon: 0 gives 0 where all intensities are the same.
+    """
+
+    kind: Literal["min-max"] = "min-max"
+    over: Literal["scan", "slice", "window"] = "scan"
+    guard: Literal["at-least", "added"] = "at-least"
+    epsilon: float = Field(default=1e-8, ge=0)
+
+
+class Quantise(_Closed):
+    """Clipped to 0 and `highest`, then cut off to whole numbers, as a conversion to unsigned integers does."""
+
+    kind: Literal["quantise"] = "quantise"
+    highest: PositiveInt = 255
+
+
+class Within(_Closed):
+    """A scan with intensities outside of the range is refused."""
+
+    kind: Literal["within"] = "within"
+    lower: float
+    upper: float
+
+
+Step: TypeAlias = Annotated[Clip | Scale | ZScore | MinMax | Quantise | Within, Field(discriminator="kind")]
+
+
+class Channel(_Closed):
+    """One input of the network, and what is done to its intensities, in order.
+
+    Attributes:
+        name: for people.
+        before: on the scan's own grid, cropped.
+        after: on the network's grid.
+        on_window: to every window when it is cut, its repeated or zero voxels included.
+    """
+
+    name: str
+    before: tuple[Step, ...] = ()
+    after: tuple[Step, ...] = ()
+    on_window: tuple[Step, ...] = ()
+
+
+class Grid(_Closed):
+    """From the scan's grid to the network's.
+
+    Attributes:
+        transpose: new axis i is old axis `transpose[i]`.
+        flip: new axes whose direction is turned round.
+        crop: to the box of voxels that are not zero in any channel, or not at all.
+        size: of each new axis.
+        resampling: of intensities.
+    """
+
+    transpose: tuple[Axis, Axis, Axis] = (0, 1, 2)
+    flip: tuple[Axis, ...] = ()
+    crop: Literal["nonzero", "none"] = "nonzero"
+    size: tuple[AxisSize, AxisSize, AxisSize]
+    resampling: Resampling
+
+
+class Share(_Closed):
+    """Windows are spread evenly over the axis, at most this share of a window apart (nnU-Net's rule)."""
+
+    kind: Literal["share"] = "share"
+    share: float = Field(default=0.5, gt=0, le=1)
+
+
+class Voxels(_Closed):
+    """Windows begin this many voxels apart; the last one ends with the axis."""
+
+    kind: Literal["voxels"] = "voxels"
+    voxels: PositiveInt
+
+
+Advance: TypeAlias = Annotated[Share | Voxels, Field(discriminator="kind")]
+
+
+class Windows(_Closed):
+    """Where the network runs.
+
+    Attributes:
+        advance: from one window to the next, per axis.
+        overhang: voxels by which the first and the last window of an axis stand out of the grid.
+        edge: what is there, and where an axis is shorter than a window: zeros, or the outermost voxels again.
+        weight: of a window's voxels when overlapping windows are averaged.
+        mirror_axes: along which the network may be mirrored; none means never.
+    """
+
+    advance: tuple[Advance, Advance, Advance] = (Share(), Share(), Share())
+    overhang: tuple[int, int, int] = (0, 0, 0)
+    edge: Literal["zeros", "repeat"] = "zeros"
+    weight: Literal["gaussian", "uniform"] = "gaussian"
+    mirror_axes: tuple[Axis, ...] = ()
+
+
+class Scores(_Closed):
+    """From the network's scores to labels.
+
+    Attributes:
+        before_sum: what is done to the scores of a window before windows are averaged.
+        bring_back: whether averaged scores are resampled to the scan's grid and then decided, or labels that were
+            decided on the network's grid.
+        resampling: of what is brought back; of labels, order 0.
+        decision: `argmax`: class k becomes `labels.classes[k].value`. `regions`: every class that is more likely than
+            not paints its value, in order, later ones over earlier ones; voxels painted by none stay 0.
+        tie: which of equal classes wins.
+    """
+
+    before_sum: Literal["none", "softmax", "sigmoid"] = "none"
+    bring_back: Literal["scores", "labels"] = "scores"
+    resampling: Resampling
+    decision: Literal["argmax", "regions"] = "argmax"
+    tie: Literal["lowest"] = "lowest"
+
+
+class Recipe(_Closed):
+    """All that happens to a scan besides the network."""
+
+    channels: tuple[Channel, ...] = Field(min_length=1)
+    grid: Grid
+    windows: Windows = Windows()
+    scores: Scores
