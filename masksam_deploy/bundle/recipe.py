@@ -1,9 +1,10 @@
 """The recipe: how a scan becomes windows for a network, and how the network's scores become a label map.
 
-The runtime interprets a recipe and knows no family of networks. Every choice is a value of a closed set: an unknown kind
-or field is refused, because a reader that ignored it would segment wrongly.
+The runtime interprets a recipe and knows no family of networks. Every choice is a value of a closed set: an unknown
+kind or field is refused, because a reader that ignored it would segment wrongly.
 
-The axes of the network's grid are the scan's array axes (z, y, x) after `Grid.transpose`; all lists of three follow them.
+The axes of the network's grid are the scan's array axes (z, y, x) after `Grid.transpose`; all lists of three follow
+them.
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ class MinMax(_Closed):
     """The smallest intensity becomes 0, the largest 1.
 
     Attributes:
-        over: what the smallest and the largest are of: the whole scan, each slice of axis 0, or each window.
+        over: what the smallest and the largest are of: the whole (cropped) scan, each slice of axis 0, or each window.
         guard: against dividing by zero: the range is `at-least` epsilon, or epsilon is `added` to it.
         epsilon: 0 gives 0 where all intensities are the same.
     """
