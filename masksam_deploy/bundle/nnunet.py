@@ -34,6 +34,7 @@ NormalizationScheme = Literal[
     "RescaleTo01Normalization",
     "RGBTo01Normalization",
 ]
+_AXES: dict[int, Axis] = {0: 0, 1: 1, 2: 2}
 SMALLEST_DIVISOR = 1e-8
 """nnU-Net's guard against dividing by a standard deviation of zero."""
 
@@ -76,18 +77,12 @@ class Preprocessing(_Frozen):
     resample_scores: SplineOrders
 
 
-def recipe_of(
-    preprocessing: Preprocessing,
-    *,
-    mirror_axes: tuple[Axis, ...] = (),
-    decision: Literal["argmax", "regions"] = "argmax",
-) -> Recipe:
+def recipe_of(preprocessing: Preprocessing, *, mirror_axes: tuple[int, ...] = ()) -> Recipe:
     """nnU-Net v2.5.1's inference as a recipe: DefaultPreprocessor, sliding window with Gaussian weights, and export.
 
     Args:
         preprocessing: without contradictions, see `preprocessing_problems`.
         mirror_axes: along which the network may be mirrored.
-        decision: see `Scores.decision`.
 
     Raises:
         ValueError: a CT normalisation lacks a constant, or the transposition is none.
@@ -104,8 +99,8 @@ def recipe_of(
             size=(z, y, x),
             resampling=_resampling(preprocessing.resample_data),
         ),
-        windows=Windows(mirror_axes=mirror_axes),
-        scores=Scores(resampling=_resampling(preprocessing.resample_scores), decision=decision),
+        windows=Windows(mirror_axes=tuple(_AXES[axis] for axis in mirror_axes)),
+        scores=Scores(resampling=_resampling(preprocessing.resample_scores)),
     )
 
 
@@ -146,10 +141,9 @@ def _steps(scheme: Normalization) -> tuple[Step, ...]:
 
 
 def _axes(transpose: tuple[int, int, int]) -> tuple[Axis, Axis, Axis]:
-    axes: dict[int, Axis] = {0: 0, 1: 1, 2: 2}
     if sorted(transpose) != [0, 1, 2]:
         raise ValueError(f"{transpose} is no order of the axes 0, 1, 2")
-    first, second, third = (axes[axis] for axis in transpose)
+    first, second, third = (_AXES[axis] for axis in transpose)
     return first, second, third
 
 

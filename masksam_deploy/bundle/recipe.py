@@ -16,33 +16,33 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 Axis: TypeAlias = Literal[0, 1, 2]
 
 
-class _Closed(BaseModel):
+class Closed(BaseModel):
     """Frozen; unknown fields are refused, because they would change what the rest means."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class Keep(_Closed):
+class Keep(Closed):
     """The axis keeps its number of voxels."""
 
     kind: Literal["keep"] = "keep"
 
 
-class Spacing(_Closed):
+class Spacing(Closed):
     """The axis is sampled at a spacing: `round(size * spacing of the scan / mm)` voxels."""
 
     kind: Literal["spacing"] = "spacing"
     mm: PositiveFloat
 
 
-class Count(_Closed):
+class Count(Closed):
     """The axis gets a fixed number of voxels."""
 
     kind: Literal["count"] = "count"
     voxels: PositiveInt
 
 
-class Longest(_Closed):
+class Longest(Closed):
     """The longest of all axes of this kind gets a number of voxels, the others as many in proportion."""
 
     kind: Literal["longest"] = "longest"
@@ -52,7 +52,7 @@ class Longest(_Closed):
 AxisSize: TypeAlias = Annotated[Keep | Spacing | Count | Longest, Field(discriminator="kind")]
 
 
-class Resampling(_Closed):
+class Resampling(Closed):
     """How one grid becomes another.
 
     Attributes:
@@ -70,7 +70,7 @@ class Resampling(_Closed):
     coordinates: Literal["centres", "corners"] = "centres"
 
 
-class Clip(_Closed):
+class Clip(Closed):
     """Intensities below `lower` and above `upper` become these."""
 
     kind: Literal["clip"] = "clip"
@@ -78,7 +78,7 @@ class Clip(_Closed):
     upper: float
 
 
-class Scale(_Closed):
+class Scale(Closed):
     """(v - subtract) / divide."""
 
     kind: Literal["scale"] = "scale"
@@ -86,7 +86,7 @@ class Scale(_Closed):
     divide: float = 1.0
 
 
-class ZScore(_Closed):
+class ZScore(Closed):
     """(v - mean) / max(standard deviation, 1e-8), over the cropped scan.
 
     Attributes:
@@ -97,7 +97,7 @@ class ZScore(_Closed):
     inside_mask: bool = False
 
 
-class MinMax(_Closed):
+class MinMax(Closed):
     """The smallest intensity becomes 0, the largest 1.
 
     Attributes:
@@ -112,14 +112,14 @@ class MinMax(_Closed):
     epsilon: float = Field(default=1e-8, ge=0)
 
 
-class Quantise(_Closed):
+class Quantise(Closed):
     """Clipped to 0 and `highest`, then cut off to whole numbers, as a conversion to unsigned integers does."""
 
     kind: Literal["quantise"] = "quantise"
     highest: PositiveInt = 255
 
 
-class Within(_Closed):
+class Within(Closed):
     """A scan with intensities outside of the range is refused."""
 
     kind: Literal["within"] = "within"
@@ -130,7 +130,7 @@ class Within(_Closed):
 Step: TypeAlias = Annotated[Clip | Scale | ZScore | MinMax | Quantise | Within, Field(discriminator="kind")]
 
 
-class Channel(_Closed):
+class Channel(Closed):
     """One input of the network, and what is done to its intensities, in order.
 
     Attributes:
@@ -146,7 +146,7 @@ class Channel(_Closed):
     on_window: tuple[Step, ...] = ()
 
 
-class Grid(_Closed):
+class Grid(Closed):
     """From the scan's grid to the network's.
 
     Attributes:
@@ -164,14 +164,14 @@ class Grid(_Closed):
     resampling: Resampling
 
 
-class Share(_Closed):
+class Share(Closed):
     """Windows are spread evenly over the axis, at most this share of a window apart (nnU-Net's rule)."""
 
     kind: Literal["share"] = "share"
     share: float = Field(default=0.5, gt=0, le=1)
 
 
-class Voxels(_Closed):
+class Voxels(Closed):
     """Windows begin this many voxels apart; the last one ends with the axis."""
 
     kind: Literal["voxels"] = "voxels"
@@ -181,7 +181,7 @@ class Voxels(_Closed):
 Advance: TypeAlias = Annotated[Share | Voxels, Field(discriminator="kind")]
 
 
-class Windows(_Closed):
+class Windows(Closed):
     """Where the network runs.
 
     Attributes:
@@ -199,7 +199,7 @@ class Windows(_Closed):
     mirror_axes: tuple[Axis, ...] = ()
 
 
-class Scores(_Closed):
+class Scores(Closed):
     """From the network's scores to labels.
 
     Attributes:
@@ -207,19 +207,16 @@ class Scores(_Closed):
         bring_back: whether averaged scores are resampled to the scan's grid and then decided, or labels that were
             decided on the network's grid.
         resampling: of what is brought back; of labels, order 0.
-        decision: `argmax`: class k becomes `labels.classes[k].value`. `regions`: every class that is more likely than
-            not paints its value, in order, later ones over earlier ones; voxels painted by none stay 0.
-        tie: which of equal classes wins.
+
+    How scores are decided is said with the labels, whose meaning depends on it (`manifest.Labels`).
     """
 
     before_sum: Literal["none", "softmax", "sigmoid"] = "none"
     bring_back: Literal["scores", "labels"] = "scores"
     resampling: Resampling
-    decision: Literal["argmax", "regions"] = "argmax"
-    tie: Literal["lowest"] = "lowest"
 
 
-class Recipe(_Closed):
+class Recipe(Closed):
     """All that happens to a scan besides the network."""
 
     channels: tuple[Channel, ...] = Field(min_length=1)
