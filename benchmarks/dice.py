@@ -20,7 +20,7 @@ from typing import Any
 from masksam_deploy import Segmenter, read_volume, write_labels
 from masksam_deploy.bench.machine import provenance
 from masksam_deploy.evaluation import Evaluation, evaluate_folders
-from masksam_deploy.metrics.label_maps import read_label_names
+from masksam_deploy.evaluation.label_names import read_label_names
 
 ENDING = ".nii.gz"
 

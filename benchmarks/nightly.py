@@ -30,9 +30,9 @@ from pathlib import Path
 
 import torch
 
-from masksam_deploy.base.errors import MaskSamError
+from masksam_deploy.base.errors import MaskSamError, RegressionError
 from masksam_deploy.bench.benchmark import Settings, run_bench
-from masksam_deploy.bench.compare import RegressionError, check_regressions, compare_results
+from masksam_deploy.bench.compare import check_regressions, compare_results
 from masksam_deploy.bench.contenders import Contender, valid_contenders
 from masksam_deploy.bench.files import check_disagreements, write_outputs
 from masksam_deploy.bench.inputs import BenchScan, bench_scan

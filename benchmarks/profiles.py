@@ -30,13 +30,13 @@ from masksam_deploy import Segmenter, read_volume
 from masksam_deploy.base.atomic import atomic_path
 from masksam_deploy.bench.machine import provenance
 from masksam_deploy.bundle.directory import Bundle
-from masksam_deploy.comparison.overlap import dice_per_class
 from masksam_deploy.engines.build import BuildRequest, build_engine
 from masksam_deploy.engines.choose import open_network
 from masksam_deploy.engines.gate import Case, validation_cases
 from masksam_deploy.engines.profiles import FIGURES, PROFILES, Cost, Figures, definitions
 from masksam_deploy.io.cases import ScanFiles, find_scans
 from masksam_deploy.metrics.label_maps import check_same_grid, read_label_map
+from masksam_deploy.metrics.overlap import dice_per_class
 from masksam_deploy.runtimes.registry import open_builder
 from masksam_deploy.runtimes.spec import PRECISIONS, EngineSpec, Precision
 from masksam_deploy.scan_path.report import label_names

@@ -12,14 +12,14 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from masksam_deploy.base.version import __version__
+
 if TYPE_CHECKING:
     from masksam_deploy.base.errors import MaskSamError
     from masksam_deploy.base.volume import Geometry, Volume
     from masksam_deploy.bundle.directory import Bundle
     from masksam_deploy.io import read_volume, write_labels
     from masksam_deploy.scan_path.segmenter import Segmentation, Segmenter
-
-__version__ = "0.1.0"
 
 # Looked up on first use, so that the command line's --help does not wait for numpy and SimpleITK.
 _HOMES = {

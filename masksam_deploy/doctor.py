@@ -6,16 +6,16 @@ import os
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Any
 
-from masksam_deploy.base.errors import MaskSamError, MissingDependencyError
+from masksam_deploy.base.errors import MaskSamError
 from masksam_deploy.base.nvidia import Gpus, find_gpus, jetson_release
 from masksam_deploy.runtimes.base import Device
+from masksam_deploy.runtimes.cuda.buffers import CUDA_CORE
 from masksam_deploy.runtimes.onnxruntime import import_runtime
 from masksam_deploy.runtimes.registry import BuildOptions, Target, open_builder
-from masksam_deploy.runtimes.tensorrt.builder import import_tensorrt
-from masksam_deploy.runtimes.tensorrt.rtx_builder import import_rtx, known_gpus
+from masksam_deploy.runtimes.tensorrt.rtx_builder import known_gpus
+from masksam_deploy.runtimes.versions import import_rtx, import_tensorrt
 
 
 @dataclass(frozen=True)
@@ -81,9 +81,9 @@ def _cuda_core() -> Package:
     """It is looked for, not loaded."""
     from importlib.metadata import version
 
-    if find_spec("cuda") is not None and find_spec("cuda.core") is not None:
+    if CUDA_CORE.is_installed:
         return Package("cuda-core", version("cuda-core"), None)
-    return Package("cuda-core", None, str(MissingDependencyError("cuda-core", "gpu", "running TensorRT's engines")))
+    return Package("cuda-core", None, str(CUDA_CORE.missing()))
 
 
 def _abilities() -> tuple[Ability, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -71,11 +70,9 @@ def export(
     CHECKPOINT is an nnU-Net checkpoint_final.pth, or a plain state dict with --plans and --dataset. Nothing in
     it is executed. The graphs are compared with the network; a bundle that disagrees is not written.
     """
-    from masksam_deploy.base.errors import MissingDependencyError
+    from masksam_deploy.base.optional import require_packages
 
-    for package in ("torch", "onnx", "onnxscript", "onnxruntime"):
-        if find_spec(package) is None:
-            raise MissingDependencyError(package, "cpu,export", "export")
+    require_packages("torch", "onnx", "onnxscript", "onnxruntime", extra="cpu,export", purpose="export")
     from masksam_export.run_export import run_export
 
     run_export(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 
 import click
@@ -26,10 +25,9 @@ def prepare_sample_data(source: Path, data: str, output: Path, force: bool) -> N
     and labelsTr of the Medical Segmentation Decathlon's Task04, or hippocampus_msd with them. Contours of the wrong
     patient, images without labels and the like are refused, and then nothing is written.
     """
-    from masksam_deploy.base.errors import MissingDependencyError
+    from masksam_deploy.base.optional import OptionalPackage
 
-    if find_spec("PIL") is None:
-        raise MissingDependencyError("pillow", "cpu", "prepare-sample-data")
+    OptionalPackage("PIL", "pillow", "cpu", "prepare-sample-data").require()
     from masksam_deploy.cli.progress import progress_bar
     from masksam_export.families.masksam.training.samples.hippocampus import prepare_hippocampus
     from masksam_export.families.masksam.training.samples.sunnybrook import prepare_sunnybrook

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 
 import click
@@ -131,11 +130,9 @@ def train(
         _refuse_settings(context)
     if sam_checkpoint and checkpoint:
         raise click.UsageError("--sam-checkpoint and --checkpoint exclude each other; start from one of them")
-    from masksam_deploy.base.errors import MissingDependencyError
+    from masksam_deploy.base.optional import require_packages
 
-    for package in ("torch", "scipy", "matplotlib"):
-        if find_spec(package) is None:
-            raise MissingDependencyError(package, "cpu,train", "train")
+    require_packages("torch", "scipy", "matplotlib", extra="cpu,train", purpose="train")
     from masksam_export.families.masksam.training.run import Request
     from masksam_export.run_train import run_train
 

@@ -24,8 +24,8 @@ from onnx_ir.passes.common import (
 )
 from onnxscript.optimizer import fold_constants, remove_unused_nodes
 
-from masksam_deploy import __version__
 from masksam_deploy.base.errors import ExportError
+from masksam_deploy.base.version import __version__
 from masksam_deploy.bundle.directory import Bundle, check_target, staging_directory, write_bundle
 from masksam_deploy.bundle.manifest import Graph, Manifest, Port, Provenance
 from masksam_deploy.bundle.rules import KERNELS_DIRECTORY
@@ -116,7 +116,8 @@ def export_bundle(
         batched = sum(parameter.numel() for parameter in trained.model.parameters()) <= BATCH_CHECK_LIMIT
         if consume:  # a ViT-H in torch beside the same in ONNX Runtime would take another 3 GB
             release(trained.model)
-        figures = verify_chain(staging, graphs, references, batched=batched, progress=progress)
+        decision = trained.labels.decision
+        figures = verify_chain(staging, graphs, references, decision, batched=batched, progress=progress)
         if pack is not None:
             copy_pack(pack, staging / KERNELS_DIRECTORY)
         progress("hashing and writing the bundle")

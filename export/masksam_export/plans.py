@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError, model_validator
+from pydantic import BaseModel, Field, PositiveFloat, ValidationError, model_validator
 
 from masksam_deploy.base.errors import CheckpointError
+from masksam_deploy.base.records import OpenRecord, Record
 from masksam_deploy.base.text import one_line
 from masksam_deploy.bundle.manifest import (
     Labels,
@@ -28,9 +29,7 @@ MAX_ANCESTORS = 32
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
-class _Lenient(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
-
+class _Lenient(OpenRecord):
     @model_validator(mode="before")
     @classmethod
     def _bounded(cls, data: Any) -> Any:
@@ -49,10 +48,9 @@ class _Intensities(_Lenient):
     percentile_99_5: float
 
 
-class _ResamplingKwargs(BaseModel):
+class _ResamplingKwargs(Record):
     """With the defaults of nnU-Net's `resample_data_or_seg_to_shape`; arguments unknown here would be ignored."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     is_seg: bool = False
     order: int = 3
     order_z: int = 0

@@ -90,11 +90,12 @@ def _summary(bundle: Bundle, notes: tuple[str, ...], seconds: float) -> dict[str
 
 def _tell(bundle: Bundle, seconds: float) -> None:
     total = sum(digest.bytes for digest in bundle.manifest.files.values())
+    agreement = f"{bundle.manifest.labels.decision}_agreement"
     for name, figures in bundle.manifest.provenance.parity.items():
         if isinstance(figures, dict):
             click.echo(
                 f"verified on {name}: class scores within {figures['semseg_max_abs_error']:.1e}, "
-                f"same class on {figures['argmax_agreement']:.3%} of the voxels"
+                f"same class on {figures[agreement]:.3%} of the voxels"
             )
     click.echo(f"wrote {printable(bundle.path)} ({total / 2**20:.1f} MiB, {seconds:.0f} s)")
     click.echo(f"next: masksam-deploy infer SCAN -b {printable(bundle.path)} -o SEG.nii.gz")

@@ -18,7 +18,7 @@ from pydantic import JsonValue
 from torch import Tensor
 
 from masksam_deploy.base.errors import ParityError
-from masksam_deploy.bundle.manifest import Graph
+from masksam_deploy.bundle.manifest import Decision, Graph
 from masksam_deploy.metrics.parity import compare_scores, max_abs_error
 from masksam_deploy.runtimes.base import Device
 from masksam_deploy.runtimes.onnxruntime import OnnxRuntimeSession
@@ -31,9 +31,11 @@ Progress = Callable[[str], None]
 
 SCORE_TOLERANCE = 1e-3
 """Absolute, on `semseg`; float32 against float64 is off by up to 4e-5."""
-ARGMAX_AGREEMENT = 0.9999
+AGREEMENT = 0.9999
+"""Least share of the voxels, ties left out, that get the same label."""
 TIE_MARGIN = 1e-4
-"""Scores closer than this are a tie: ten times the float32 noise, a tenth of the tolerance."""
+"""Voxels whose scores are closer than this to another label are ties: ten times the float32 noise, a tenth of the
+tolerance."""
 FEATURE_TOLERANCE = 1e-3
 """Of the largest reference value (at least 1), on the ports inside the chain."""
 TIE = 1e-4
@@ -117,6 +119,7 @@ def verify_chain(
     directory: Path,
     graphs: Iterable[Graph],
     references: Mapping[str, Reference],
+    decision: Decision,
     *,
     batched: bool,
     device: Device = "cpu",
@@ -131,6 +134,7 @@ def verify_chain(
         directory: where the graphs' files lie.
         graphs: in the order in which they chain.
         references: by input name, from `reference_outputs`.
+        decision: the rule by which class scores become labels.
         batched: whether also to run all inputs as one batch.
         device: where ONNX Runtime runs.
         progress: called with a line of text at each step.
@@ -151,7 +155,7 @@ def verify_chain(
         session = OnnxRuntimeSession(graph, directory / graph.file, device=device, lean=True)
         for check in checks:
             outputs = session.run({port.name: check.chain[port.name] for port in graph.inputs})
-            _compare(check, graph, outputs)
+            _compare(check, graph, outputs, decision)
             check.chain.update(outputs)
             if check.tied and "semseg" not in outputs:
                 # From here on both sides continue from the same prompts.
@@ -160,11 +164,11 @@ def verify_chain(
     return {check.name: check.figures for check in checks}
 
 
-def _compare(check: _Check, graph: Graph, outputs: Mapping[str, Float]) -> None:
+def _compare(check: _Check, graph: Graph, outputs: Mapping[str, Float], decision: Decision) -> None:
     errors = {name: max_abs_error(value, check.reference.ports[name]) for name, value in outputs.items()}
     check.figures.update({f"{name}_max_abs_error": error for name, error in errors.items()})
     if "semseg" in outputs:
-        _judge_scores(check, outputs["semseg"])
+        _judge_scores(check, outputs["semseg"], decision)
         return
     if {"mask_prompts", "box_prompts"} <= outputs.keys():
         _judge_prompts(check, outputs)
@@ -197,15 +201,15 @@ def _judge_prompts(check: _Check, outputs: Mapping[str, Float]) -> None:
         )
 
 
-def _judge_scores(check: _Check, scores: Float) -> None:
-    parity = compare_scores(scores, check.reference.ports["semseg"], tie_margin=TIE_MARGIN)
-    check.figures["argmax_agreement"] = parity.argmax_agreement
-    check.figures["argmax_agreement_without_ties"] = parity.decided_agreement
-    if not (parity.max_abs_error <= SCORE_TOLERANCE and parity.decided_agreement >= ARGMAX_AGREEMENT):
+def _judge_scores(check: _Check, scores: Float, decision: Decision) -> None:
+    parity = compare_scores(scores, check.reference.ports["semseg"], decision, tie_margin=TIE_MARGIN)
+    check.figures[f"{decision}_agreement"] = parity.agreement
+    check.figures[f"{decision}_agreement_without_ties"] = parity.decided_agreement
+    if not (parity.max_abs_error <= SCORE_TOLERANCE and parity.decided_agreement >= AGREEMENT):
         raise ParityError(
             f"the exported graphs disagree with the network for the {check.name} input: maximum error of the class "
             f"scores {parity.max_abs_error:.3g} (allowed {SCORE_TOLERANCE:g}), same class on "
-            f"{parity.decided_agreement:.4%} of the voxels (needed {ARGMAX_AGREEMENT:.2%}); no bundle was written"
+            f"{parity.decided_agreement:.4%} of the voxels (needed {AGREEMENT:.2%}); no bundle was written"
         )
 
 

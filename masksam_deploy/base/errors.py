@@ -25,6 +25,10 @@ class DiskFullError(OutputError):
     """A result cannot be written for want of room, and neither could the next one."""
 
 
+class LedgerInUseError(OutputError):
+    """Another run is at work in the folder."""
+
+
 class ScansFailedError(MaskSamError):
     """Some of many scans gave no label map; the others did."""
 
@@ -53,6 +57,32 @@ class EngineError(MaskSamError):
 
 class GateError(EngineError):
     """A smaller precision loses more Dice than is allowed."""
+
+    exit_code = 3
+
+
+class EvaluationError(MaskSamError):
+    """Predictions and references cannot be compared: they do not pair up, or their grids or labels differ."""
+
+
+class DiceTooLowError(MaskSamError):
+    """An evaluation worked, and its result is worse than demanded."""
+
+    exit_code = 3
+
+
+class DisagreementError(MaskSamError):
+    """A comparison worked, and what it compares agrees less than demanded."""
+
+    exit_code = 3
+
+
+class BenchError(MaskSamError):
+    """A benchmark cannot be made or compared as asked."""
+
+
+class RegressionError(MaskSamError):
+    """A comparison of benchmarks worked, and something became slower, larger, or is missing."""
 
     exit_code = 3
 

@@ -23,10 +23,11 @@ from typing import Literal, NamedTuple
 from pydantic import ValidationError
 
 from masksam_deploy.base.atomic import atomic_path
-from masksam_deploy.base.errors import DiskFullError, OutputError
+from masksam_deploy.base.errors import DiskFullError, LedgerInUseError, OutputError
+from masksam_deploy.base.records import Record
 from masksam_deploy.base.temporaries import lock
 from masksam_deploy.base.text import shown
-from masksam_deploy.batch.report import Entry, Status, Strict
+from masksam_deploy.batch.report import Entry, Status
 from masksam_deploy.bundle.rules import condensed
 
 LEDGER_NAME = "ledger.jsonl"
@@ -42,11 +43,7 @@ _AGAIN = "move it away, or do all scans again with --force"
 _CHUNK = 2**20
 
 
-class LedgerInUseError(OutputError):
-    """Another run is at work in the folder."""
-
-
-class _Header(Strict):
+class _Header(Record):
     ledger: Literal["masksam-deploy infer"] = "masksam-deploy infer"
     schema_version: Literal[1] = 1
 

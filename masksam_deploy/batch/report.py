@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import Field, JsonValue, ValidationError
 
 from masksam_deploy.base.errors import OutputError
+from masksam_deploy.base.records import Record
 from masksam_deploy.base.text import plain_text, shown
 from masksam_deploy.bundle.rules import condensed
 from masksam_deploy.io.cases import ScanFiles
@@ -30,13 +31,7 @@ Status: TypeAlias = Literal["pending", "done", "skipped", "failed"]
 _Hash: TypeAlias = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
-class Strict(BaseModel):
-    """What is written and read again: no unknown fields, no NaN."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class Hashed(Strict):
+class Hashed(Record):
     """A file, or all that a scan consists of.
 
     Attributes:
@@ -59,7 +54,7 @@ class Hashed(Strict):
         return cls(path=described["path"], sha256=hashlib.sha256(lines.encode()).hexdigest(), files=len(files))
 
 
-class Failure(Strict):
+class Failure(Record):
     """Why there is no label map.
 
     Attributes:
@@ -73,7 +68,7 @@ class Failure(Strict):
     traceback: str | None = None
 
 
-class Entry(Strict):
+class Entry(Record):
     """What became of one scan.
 
     Attributes:
@@ -94,12 +89,12 @@ class Entry(Strict):
     status: Status = "pending"
     note: str | None = None
     error: Failure | None = None
-    inputs: list[Hashed] = []
-    outputs: dict[str, Hashed] = {}
-    recipe: dict[str, JsonValue] = {}
+    inputs: list[Hashed] = Field(default_factory=list)
+    outputs: dict[str, Hashed] = Field(default_factory=dict)
+    recipe: dict[str, JsonValue] = Field(default_factory=dict)
     report: dict[str, JsonValue] | None = None
-    left_over: list[str] = []
-    earlier_outputs: dict[str, Hashed] = {}
+    left_over: list[str] = Field(default_factory=list)
+    earlier_outputs: dict[str, Hashed] = Field(default_factory=dict)
 
     @property
     def is_done(self) -> bool:
@@ -112,7 +107,7 @@ class Entry(Strict):
         return self.outputs if self.is_done else self.earlier_outputs
 
 
-class BatchReport(Strict):
+class BatchReport(Record):
     """The whole of `report.json`.
 
     Attributes:
@@ -133,7 +128,7 @@ class BatchReport(Strict):
     timings_s: dict[str, float]
     totals: dict[str, int]
     scans: list[Entry]
-    others: list[Entry] = []
+    others: list[Entry] = Field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ from typing import TypeAlias
 
 import numpy as np
 
-from masksam_deploy.base.errors import MaskSamError
+from masksam_deploy.base.errors import BenchError, MaskSamError
 from masksam_deploy.base.nvidia import GpuReading, read_gpu
+from masksam_deploy.base.optional import require_packages
 from masksam_deploy.base.text import one_line
 from masksam_deploy.base.threads import usable_cores
 from masksam_deploy.base.volume import Volume
@@ -30,15 +31,7 @@ from masksam_deploy.bench.machine import (
     software_facts,
 )
 from masksam_deploy.bench.measure import Opened, ScanSettings, measure_scans, measure_windows, segment
-from masksam_deploy.bench.results import (
-    BenchError,
-    BenchResult,
-    ColdStart,
-    Roofline,
-    Run,
-    ScanTimes,
-    WindowTimes,
-)
+from masksam_deploy.bench.results import BenchResult, ColdStart, Roofline, Run, ScanTimes, WindowTimes
 from masksam_deploy.bundle.directory import Bundle
 from masksam_deploy.runtimes import Device, open_chain
 from masksam_deploy.runtimes.onnxruntime import PROVIDERS, import_runtime
@@ -206,7 +199,8 @@ class _Bench:
 
     def _checked(self, one: Opened, expected: Expected) -> Run:
         network, precision = one.network, one.contender.precision
-        check = check_windows(network, self.windows, expected, precision, trained=self.settings.trained)
+        decision = self.bundle.manifest.labels.decision
+        check = check_windows(network, self.windows, expected, precision, decision, trained=self.settings.trained)
         if check.passed and self.settings.judges_scans:
             try:
                 check = check_scan(check, self._segmented(one), expected, self.bundle, precision)
@@ -261,16 +255,10 @@ def _roofline(bundle: Bundle, device: Device, settings: Settings, tell: Progress
         return None, problem
     tell("measuring the machine's peak", 0, 1)
     try:
+        require_packages("onnx", extra="engines", purpose="counting the graphs")
         from masksam_deploy.bench.counts import count_work
         from masksam_deploy.bench.peaks import peak_bandwidth, peak_flops
-    except ModuleNotFoundError as error:
-        if error.name != "onnx":
-            raise
-        return (
-            None,
-            "counting the graphs needs 'onnx', which is not installed; needs: pip install 'masksam-deploy[engines]'",
-        )
-    try:
+
         graphs = {graph.name: count_work(bundle.graph_path(graph.name)) for graph in bundle.manifest.graphs}
     except MaskSamError as error:
         return None, one_line(str(error), 400)

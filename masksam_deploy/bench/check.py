@@ -16,12 +16,14 @@ from masksam_deploy.base.volume import Volume
 from masksam_deploy.bench.inputs import BenchScan, Window
 from masksam_deploy.bench.results import Check
 from masksam_deploy.bundle.directory import Bundle
-from masksam_deploy.comparison.overlap import dice_per_class, overlap
+from masksam_deploy.bundle.manifest import Decision
 from masksam_deploy.engines.gate import LIMITS, CaseResult, Verdict
 from masksam_deploy.metrics.label_maps import check_same_grid, read_label_map
+from masksam_deploy.metrics.overlap import dice_per_class, mask_dice, overlap
 from masksam_deploy.metrics.parity import compare_scores
 from masksam_deploy.runtimes import Network
 from masksam_deploy.runtimes.spec import Precision
+from masksam_deploy.scan_path.decision import class_masks
 from masksam_deploy.scan_path.report import label_names
 
 Scores = NDArray[np.float32]
@@ -31,9 +33,11 @@ class WindowLimits(NamedTuple):
     """What windows must show.
 
     Attributes:
-        tie: class scores closer than this in float32 are a tie, which rounding decides.
-        agreement: least share of the other voxels with the same class.
-        dice: least mean Dice over the classes that occur, all voxels counted.
+        tie: voxels whose class scores in float32 are closer than this to another label are ties, which rounding
+            decides; see `decision.margins`.
+        agreement: least share of the other voxels with the same class; for regions, painted by the same one.
+        dice: least mean Dice over the classes that occur, all voxels counted; each region with all that it takes, also
+            where a later one hides it.
         score_error: of an untrained network in place of Dice: largest error of the class scores, as a share of how much
             they vary within the windows (both as Euclidean norms).
     """
@@ -85,12 +89,26 @@ def expected_of(
 
 
 def check_windows(
-    network: Network, windows: Sequence[Window], expected: Expected, precision: Precision, *, trained: bool = True
+    network: Network,
+    windows: Sequence[Window],
+    expected: Expected,
+    precision: Precision,
+    decision: Decision,
+    *,
+    trained: bool = True,
 ) -> Check:
     """Compare class scores window by window; the worst window decides on ties, all together on Dice.
 
     A network that fails is a network that disagrees. The classes of one that was not `trained` mean nothing, and whole
     planes of them can be near ties: the scores themselves are judged in Dice's place.
+
+    Args:
+        network: to be judged.
+        windows: normalised images, `[1, C, T, P, P]` each.
+        expected: what the float32 graphs give.
+        precision: of the network; says what is allowed.
+        decision: the bundle's rule, by which scores become labels.
+        trained: whether the classes mean something.
     """
     limits = WINDOW_LIMITS[precision]
     try:
@@ -98,11 +116,11 @@ def check_windows(
     except MaskSamError as error:
         return Check(passed=False, problem=f"it failed: {one_line(str(error), 400)}")
     parities = [
-        compare_scores(found, wanted, tie_margin=limits.tie)
+        compare_scores(found, wanted, decision, tie_margin=limits.tie)
         for found, wanted in zip(scores, expected.windows, strict=True)
     ]
     agreement = min(parity.decided_agreement for parity in parities)
-    dice, off = _window_dice(scores, expected.windows), _score_error(scores, expected.windows)
+    dice, off = _window_dice(scores, expected.windows, decision), _score_error(scores, expected.windows)
     problem = None
     if not agreement >= limits.agreement:
         problem = (
@@ -157,14 +175,18 @@ def check_scan(before: Check, labels: Volume, expected: Expected, bundle: Bundle
     return before.model_copy(update={"passed": verdict.passed, "problem": problem, "scan": verdict.to_dict()})
 
 
-def _window_dice(scores: Sequence[Scores], expected: Sequence[Scores]) -> float | None:
+def _window_dice(scores: Sequence[Scores], expected: Sequence[Scores], decision: Decision) -> float | None:
     """Mean Dice over all classes, the background too, that occur in the windows together."""
-    found, wanted = (np.concatenate([s.argmax(axis=1) for s in side]) for side in (scores, expected))
-    classes = expected[0].shape[1]
-    # `dice_per_class` takes 0 for background, here a class like the others.
-    flat = (1 + found.reshape(len(found), -1)[None], 1 + wanted.reshape(len(wanted), -1)[None])
-    dice = [value for value in dice_per_class(*flat, range(1, classes + 1)).values() if value is not None]
+    found, wanted = (
+        np.concatenate([_masks(window, decision) for window in side], axis=1) for side in (scores, expected)
+    )
+    dice = [value for value in mask_dice(found, wanted) if value is not None]
     return fmean(dice) if dice else None
+
+
+def _masks(scores: Scores, decision: Decision) -> NDArray[np.bool_]:
+    """Of class scores `[1, K, T, P, P]`, `[K, 1, T, P, P]`."""
+    return class_masks(np.moveaxis(scores, 1, 0), decision, background=True)
 
 
 def _score_error(scores: Sequence[Scores], expected: Sequence[Scores]) -> float:

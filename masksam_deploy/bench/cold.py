@@ -54,8 +54,9 @@ def measure_cold(request: ColdRequest) -> ColdStart:
     Raises:
         BenchError: it failed.
     """
+    from masksam_deploy.base.errors import BenchError
     from masksam_deploy.base.text import one_line
-    from masksam_deploy.bench.results import BenchError, ColdStart
+    from masksam_deploy.bench.results import ColdStart
 
     started = time.time()
     argument = json.dumps(asdict(request))

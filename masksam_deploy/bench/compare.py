@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from masksam_deploy.base.errors import MaskSamError
+from masksam_deploy.base.errors import BenchError, RegressionError
 from masksam_deploy.base.text import one_line
-from masksam_deploy.bench.results import BenchError, BenchResult, Run
+from masksam_deploy.bench.results import BenchResult, Run
 from masksam_deploy.bench.timing import FEWEST_FOR_MAD, Timing
 
 NOISE_FACTOR = 3.0
@@ -26,12 +26,6 @@ _SAME_SETTINGS = ("threads", "scan", "windows")
 Verdict: TypeAlias = Literal["slower", "larger", "faster", "smaller", "same"]
 Unit: TypeAlias = Literal["ms", "MiB"]
 _SCALES: dict[Unit, float] = {"ms": 1e3, "MiB": 2.0**-20}
-
-
-class RegressionError(MaskSamError):
-    """The comparison worked, and something became slower, larger, or is missing."""
-
-    exit_code = 3
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,9 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Literal, Protocol, TypeAlias, cast
 
-from masksam_deploy.base.errors import EngineError, MissingDependencyError
+from masksam_deploy.base.errors import BenchError, EngineError, MissingDependencyError
 from masksam_deploy.base.text import one_line, shown
 from masksam_deploy.bench.check import WINDOW_LIMITS
-from masksam_deploy.bench.results import BenchError
 from masksam_deploy.bundle.directory import Bundle
 from masksam_deploy.engines.choose import choose_engine, machine_for, open_engine
 from masksam_deploy.engines.store import Engine, engines_of

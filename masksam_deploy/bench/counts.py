@@ -16,8 +16,9 @@ import onnx
 import onnx.inliner
 from onnx import NodeProto
 
+from masksam_deploy.base.errors import BenchError
 from masksam_deploy.base.text import shown
-from masksam_deploy.bench.results import BenchError, Work
+from masksam_deploy.bench.results import Work
 from masksam_deploy.engines.graph_types import Shape, tensor_shapes
 
 BYTES_PER_ELEMENT = 4

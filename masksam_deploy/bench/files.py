@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from masksam_deploy.base.atomic import atomic_path, check_writable
-from masksam_deploy.base.errors import BundleError, OutputError
+from masksam_deploy.base.errors import BundleError, DisagreementError, OutputError
 from masksam_deploy.base.paths import resolved
 from masksam_deploy.base.text import one_line, shown
 from masksam_deploy.bench.html import html_report
 from masksam_deploy.bench.results import BenchResult
-from masksam_deploy.comparison import DisagreementError
 
 
 def check_outputs(bundle: Path, json_path: Path | None, html_path: Path | None) -> None:

@@ -8,20 +8,17 @@ from typing import Literal
 
 from pydantic import Field, JsonValue, ValidationError, computed_field, model_validator
 
-from masksam_deploy.base.errors import MaskSamError
+from masksam_deploy.base.errors import BenchError
+from masksam_deploy.base.records import OpenRecord
 from masksam_deploy.base.text import shown
-from masksam_deploy.bench.timing import Frozen, Timing
+from masksam_deploy.bench.timing import Timing
 from masksam_deploy.bundle.rules import condensed
 from masksam_deploy.runtimes.base import Device
 
 READ_LIMIT = 256 * 2**20
 
 
-class BenchError(MaskSamError):
-    """A benchmark cannot be made or compared as asked."""
-
-
-class Check(Frozen):
+class Check(OpenRecord):
     """How a contender compares with the float32 graphs in ONNX Runtime on the CPU.
 
     Attributes:
@@ -41,7 +38,7 @@ class Check(Frozen):
     scan: dict[str, JsonValue] | None = None
 
 
-class WindowTimes(Frozen):
+class WindowTimes(OpenRecord):
     """One window through the network, warm.
 
     Attributes:
@@ -67,7 +64,7 @@ class WindowTimes(Frozen):
         return 1 / self.whole.p50
 
 
-class ScanTimes(Frozen):
+class ScanTimes(OpenRecord):
     """A whole scan, from its file to the label map's file, warm.
 
     Attributes:
@@ -85,7 +82,7 @@ class ScanTimes(Frozen):
         return self
 
 
-class ColdStart(Frozen):
+class ColdStart(OpenRecord):
     """A fresh process up to its first window; the files are in the system's cache.
 
     Attributes:
@@ -107,7 +104,7 @@ class ColdStart(Frozen):
         return sum(self.stages.values())
 
 
-class GpuState(Frozen):
+class GpuState(OpenRecord):
     """The GPU during the measurement, median and extremes over readings after each round.
 
     Attributes:
@@ -117,7 +114,7 @@ class GpuState(Frozen):
     readings: dict[str, tuple[float, float, float]]
 
 
-class Run(Frozen):
+class Run(OpenRecord):
     """One contender.
 
     Attributes:
@@ -144,7 +141,7 @@ class Run(Frozen):
         return self
 
 
-class Work(Frozen):
+class Work(OpenRecord):
     """Floating-point operations and bytes moved by one graph for one window, at float32; see `counts`."""
 
     flops: int = Field(gt=0)
@@ -157,7 +154,7 @@ class Work(Frozen):
         return self.flops / self.bytes
 
 
-class Roofline(Frozen):
+class Roofline(OpenRecord):
     """What each graph has to do, and what a device was measured to be able to, at float32."""
 
     graphs: dict[str, Work]
@@ -166,7 +163,7 @@ class Roofline(Frozen):
     peak_bytes_per_s: float = Field(gt=0)
 
 
-class BenchResult(Frozen):
+class BenchResult(OpenRecord):
     """A whole benchmark.
 
     Attributes:

@@ -5,22 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import IO
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
+from masksam_deploy.base.tables import figures, open_console, table, words
 from masksam_deploy.base.text import one_line
 from masksam_deploy.bench.compare import ResultComparison
 from masksam_deploy.bench.results import BenchResult, Roofline, Run
 
-_PIPE_WIDTH = 120
 _NONE = "-"
 
 
 def print_result(result: BenchResult, file: IO[str]) -> None:
     """Print what was found; colours only on a terminal."""
-    console = _console(file)
+    console = open_console(file)
     console.print(Text(headline(result)), soft_wrap=True)
     console.print(_table("Agreement with the float32 graphs", AGREEMENT, agreement_rows(result)))
     timed = [run for run in result.runs if run.windows]
@@ -56,7 +54,7 @@ def print_comparison(comparison: ResultComparison, file: IO[str]) -> None:
         for c in comparison.changes
     ]
     columns = ("contender", "what", "old", "new", "noise", "ratio", "")
-    console = _console(file)
+    console = open_console(file)
     console.print(_table("Medians", columns, rows))
     for name, why in comparison.lost.items():
         console.print(Text(f"{one_line(name)} is no longer timed: {one_line(why, 400)}"), soft_wrap=True)
@@ -206,19 +204,9 @@ def _mib(size: int | None) -> str:
     return _NONE if size is None else f"{size / 2**20:.0f}"
 
 
-def _console(file: IO[str]) -> Console:
-    # Everything printed is Text, never markup: names come from files.
-    console = Console(file=file, markup=False, highlight=False, emoji=False)
-    if not console.is_terminal:
-        console.width = _PIPE_WIDTH
-    return console
-
-
 def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    table = Table(title=Text(title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD)
+    """Figures on the right, but for the first column and those that say something in words."""
+    made: list[Column] = []
     for number, column in enumerate(columns):
-        wide = number == 0 or column in ("why not", "graph", "what")
-        table.add_column(Text(one_line(column)), overflow="fold", justify="left" if wide else "right")
-    for row in rows:
-        table.add_row(*(Text(one_line(cell, 400)) for cell in row))
-    return table
+        made += words(column) if number == 0 or column in ("why not", "graph", "what") else figures(column, fold=True)
+    return table(title, made, rows)

@@ -6,7 +6,9 @@ import math
 from collections.abc import Sequence
 from statistics import median
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, computed_field
+from pydantic import Field, NonNegativeFloat, computed_field
+
+from masksam_deploy.base.records import OpenRecord
 
 NORMAL = 1.4826
 """Times the median absolute deviation is the standard deviation of a normal distribution."""
@@ -14,13 +16,7 @@ FEWEST_FOR_MAD = 5
 """Samples below which a median deviation is small by chance: then half the range stands for the spread."""
 
 
-class Frozen(BaseModel):
-    """Part of a result: unknown fields of later versions, and what is computed from others, are ignored when read."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
-
-
-class Timing(Frozen):
+class Timing(OpenRecord):
     """Durations of the same work in seconds, in the order in which they were measured."""
 
     samples: tuple[NonNegativeFloat, ...] = Field(min_length=1)

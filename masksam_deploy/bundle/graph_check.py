@@ -5,7 +5,7 @@ call each other 2^39 times, holds a runtime up for ever, most of them where noth
 straight lines of standard operators, so everything else is refused. Only the structure is read: weights are skipped.
 
 What is not seen here, because only running shows it, is how large the tensors become and how long operators take.
-Limits of memory (`memory.bounded`) and of time (`backends.onnxruntime`) are for these.
+Limits of memory (`memory.bounded`) and of time (`runtimes.onnxruntime`) are for these.
 """
 
 from __future__ import annotations

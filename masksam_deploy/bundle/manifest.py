@@ -8,11 +8,15 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, PositiveFloat, PositiveInt
+from pydantic import Field, JsonValue, PositiveFloat, PositiveInt
+
+from masksam_deploy.base.records import OpenRecord
 
 SCHEMA_VERSION = "1.1"
 
 Dim = PositiveInt | str
+Decision = Literal["argmax", "regions"]
+"""How class scores become labels; `decision.py` applies it."""
 NormalizationScheme = Literal[
     "ZScoreNormalization",
     "CTNormalization",
@@ -22,11 +26,7 @@ NormalizationScheme = Literal[
 ]
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
-
-
-class Normalization(_Frozen):
+class Normalization(OpenRecord):
     """How one input channel is normalised (nnU-Net's scheme names)."""
 
     scheme: NormalizationScheme
@@ -39,7 +39,7 @@ class Normalization(_Frozen):
     std: float | None = None
 
 
-class Resampling(_Frozen):
+class Resampling(OpenRecord):
     """Spline orders, in the plane and across it, and nnU-Net's tri-state switch for anisotropic data."""
 
     order: Literal[0, 1, 3]
@@ -47,7 +47,7 @@ class Resampling(_Frozen):
     force_separate_z: bool | None = None
 
 
-class Preprocessing(_Frozen):
+class Preprocessing(OpenRecord):
     """Everything inference needs to turn a scan into network input and back."""
 
     channel_names: tuple[str, ...] = Field(min_length=1)
@@ -60,25 +60,25 @@ class Preprocessing(_Frozen):
     resample_scores: Resampling
 
 
-class Label(_Frozen):
+class Label(OpenRecord):
     """One output value. `value` is what the label map holds; `name` is for people."""
 
     name: str
     value: int = Field(ge=0, le=65535)
 
 
-class Labels(_Frozen):
+class Labels(OpenRecord):
     """How class scores become label values.
 
     `argmax`: class k becomes `classes[k].value`. `regions`: every class whose sigmoid exceeds 0.5 paints its
     value, in order, later ones over earlier ones; voxels painted by none stay 0.
     """
 
-    decision: Literal["argmax", "regions"] = "argmax"
+    decision: Decision = "argmax"
     classes: tuple[Label, ...] = Field(min_length=1)
 
 
-class Port(_Frozen):
+class Port(OpenRecord):
     """One named tensor of a graph; the first dimension, `B`, is the dynamic batch."""
 
     name: str = Field(min_length=1)
@@ -86,7 +86,7 @@ class Port(_Frozen):
     shape: tuple[Dim, ...]
 
 
-class Graph(_Frozen):
+class Graph(OpenRecord):
     """One ONNX file. Each input is `image` or an output of the same name of an earlier graph."""
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
@@ -95,7 +95,7 @@ class Graph(_Frozen):
     outputs: tuple[Port, ...] = Field(min_length=1)
 
 
-class ValidationCase(_Frozen):
+class ValidationCase(OpenRecord):
     """A small scan that travels with the bundle, to judge engines by."""
 
     name: str
@@ -105,14 +105,14 @@ class ValidationCase(_Frozen):
     """A label map on the scan's grid."""
 
 
-class FileDigest(_Frozen):
+class FileDigest(OpenRecord):
     """Size and hash of one file of the bundle."""
 
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     bytes: int = Field(ge=0)
 
 
-class Provenance(_Frozen):
+class Provenance(OpenRecord):
     """Where the bundle came from and how well it agrees with its source."""
 
     source_name: str
@@ -120,10 +120,11 @@ class Provenance(_Frozen):
     created_utc: str
     tools: dict[str, str]
     parity: dict[str, JsonValue]
-    """Per checked input: maximum absolute error per port and argmax agreement of `semseg`."""
+    """Per checked input: maximum absolute error per port, and the share of voxels to which `semseg` gives the same
+    label, as `argmax_agreement` or `regions_agreement`."""
 
 
-class Manifest(_Frozen):
+class Manifest(OpenRecord):
     """The whole of `manifest.json`."""
 
     schema_version: str = SCHEMA_VERSION

@@ -1,4 +1,7 @@
-"""Manifests of schema 1.x as manifests of today, in memory: their bytes and hashes stay, so stored engines stay valid."""
+"""Manifests of schema 1.x as manifests of today, in memory.
+
+Their bytes and hashes stay as they are, so engines that were stored for them stay valid.
+"""
 
 from __future__ import annotations
 

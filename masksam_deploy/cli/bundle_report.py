@@ -6,15 +6,14 @@ from collections.abc import Iterable, Mapping
 from typing import IO
 
 from pydantic import JsonValue
-from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from masksam_deploy.base.tables import add_row, figures, open_console, table, words
+from masksam_deploy.base.text import one_line, shown
 from masksam_deploy.bundle.directory import Bundle
 from masksam_deploy.bundle.manifest import Normalization, Port, Preprocessing, Provenance
 
-_PIPE_WIDTH = 120
 _TIMES = " × "  # noqa: RUF001 - what people write between sizes
 _DECISIONS = {
     "argmax": "the class with the highest score",
@@ -24,13 +23,10 @@ _DECISIONS = {
 
 def report(bundle: Bundle, file: IO[str], *, verified: bool) -> None:
     """Write the report; colours only if `file` is a terminal."""
-    # Everything printed below is Text, never markup: names in a bundle are untrusted.
-    console = Console(file=file, markup=False, highlight=False, emoji=False)
-    if not console.is_terminal:
-        console.width = _PIPE_WIDTH
+    console = open_console(file)
     manifest = bundle.manifest
     state = "every file matches its hash" if verified else "NOT verified: hashes were skipped"
-    console.print(_clean(f"{manifest.name}  ({bundle.path})"), style="bold", soft_wrap=True)
+    console.print(Text(f"{one_line(manifest.name)}  ({shown(bundle.path)})"), style="bold", soft_wrap=True)
     console.print(Text(f"schema {manifest.schema_version}, {state}", style="" if verified else "bold yellow"))
     console.print(Text(f"manifest SHA-256 {bundle.sha256}"), soft_wrap=True)
     console.print(_pairs("Model", manifest.model))
@@ -44,16 +40,15 @@ def report(bundle: Bundle, file: IO[str], *, verified: bool) -> None:
 
 
 def _graphs(bundle: Bundle) -> Table:
-    table = _table("Graphs", "graph", "", "port", "type", "shape", "bytes")
-    table.columns[-1].justify = "right"
+    made = table("Graphs", (*words("graph", "", "port", "type", "shape"), *figures("bytes", fold=True)))
     for graph in bundle.manifest.graphs:
         size = f"{bundle.manifest.files[graph.file].bytes:,}"
         ports = [("in", port) for port in graph.inputs] + [("out", port) for port in graph.outputs]
         for index, (direction, port) in enumerate(ports):
             first = index == 0
             cells = (graph.name if first else "", direction, *_port_cells(port), size if first else "")
-            table.add_row(*map(_clean, cells), end_section=index == len(ports) - 1)
-    return table
+            add_row(made, cells, end_section=index == len(ports) - 1)
+    return made
 
 
 def _port_cells(port: Port) -> tuple[str, str, str]:
@@ -61,11 +56,9 @@ def _port_cells(port: Port) -> tuple[str, str, str]:
 
 
 def _channels(preprocessing: Preprocessing) -> Table:
-    table = _table("Channels", "#", "name", "normalisation")
     pairs = zip(preprocessing.channel_names, preprocessing.normalization, strict=True)
-    for index, (name, normalization) in enumerate(pairs):
-        table.add_row(str(index), _clean(name), _clean(_normalization_line(normalization)))
-    return table
+    rows = [(str(index), name, _normalization_line(normalization)) for index, (name, normalization) in enumerate(pairs)]
+    return table("Channels", words("#", "name", "normalisation"), rows)
 
 
 def _normalization_line(normalization: Normalization) -> str:
@@ -80,18 +73,14 @@ def _normalization_line(normalization: Normalization) -> str:
 
 def _labels(bundle: Bundle) -> Table:
     labels = bundle.manifest.labels
-    table = _table(f"Labels ({labels.decision})", "class", "value", "name")
-    for index, label in enumerate(labels.classes):
-        table.add_row(str(index), str(label.value), _clean(label.name))
-    return table
+    rows = [(str(index), str(label.value), label.name) for index, label in enumerate(labels.classes)]
+    return table(f"Labels ({labels.decision})", words("class", "value", "name"), rows)
 
 
 def _files(bundle: Bundle) -> Table:
-    table = _table("Files", "file", "bytes", "SHA-256")
-    table.columns[1].justify = "right"
-    for name, digest in sorted(bundle.manifest.files.items()):
-        table.add_row(_clean(name), f"{digest.bytes:,}", f"{digest.sha256[:12]}…")
-    return table
+    digests = sorted(bundle.manifest.files.items())
+    rows = [(name, f"{digest.bytes:,}", f"{digest.sha256[:12]}…") for name, digest in digests]
+    return table("Files", (*words("file"), *figures("bytes", fold=True), *words("SHA-256")), rows)
 
 
 def _preprocessing(preprocessing: Preprocessing) -> dict[str, JsonValue]:
@@ -131,11 +120,7 @@ def _inference(bundle: Bundle) -> dict[str, JsonValue]:
 
 
 def _pairs(title: str, rows: Mapping[str, JsonValue]) -> Table:
-    table = _table(title, "", "")
-    table.show_header = False
-    for name, value in rows.items():
-        table.add_row(_clean(name), _clean(_value_line(value)))
-    return table
+    return table(title, words("", ""), [(name, _value_line(value)) for name, value in rows.items()])
 
 
 def _value_line(value: JsonValue) -> str:
@@ -146,21 +131,9 @@ def _value_line(value: JsonValue) -> str:
     return f"{value:.6g}" if isinstance(value, float) else "-" if value is None else str(value)
 
 
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=Text(title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD)
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table
-
-
 def _listed(values: Iterable[int]) -> str:
     return ", ".join(str(value) for value in values)
 
 
 def _sizes(sizes: Iterable[int | str]) -> str:
     return _TIMES.join(str(size) for size in sizes)
-
-
-def _clean(text: str) -> Text:
-    # A control code in a name could rewrite what the terminal shows.
-    return Text("".join(char if char.isprintable() else "�" for char in text))

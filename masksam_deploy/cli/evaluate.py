@@ -59,8 +59,8 @@ def evaluate(
     from masksam_deploy.evaluation import evaluate_pairs
     from masksam_deploy.evaluation.evaluation import check_mean_dice
     from masksam_deploy.evaluation.files import to_dict
+    from masksam_deploy.evaluation.label_names import read_label_names
     from masksam_deploy.evaluation.pairing import pair_cases, with_scans
-    from masksam_deploy.metrics.label_maps import read_label_names
 
     names = read_label_names(labels) if labels else None
     pairing = pair_cases(predictions, references, allow_missing=allow_missing)

@@ -12,11 +12,18 @@ from pathlib import Path
 import click
 
 from masksam_deploy.base.atomic import check_writable
-from masksam_deploy.base.errors import BundleError, MaskSamError, OutputError, ScanError, ScansFailedError
+from masksam_deploy.base.errors import (
+    BundleError,
+    LedgerInUseError,
+    MaskSamError,
+    OutputError,
+    ScanError,
+    ScansFailedError,
+)
 from masksam_deploy.base.paths import resolved
 from masksam_deploy.base.text import one_line, printable, shown
 from masksam_deploy.batch.ledger import Ledger, Past, Run
-from masksam_deploy.batch.ledger_file import LEDGER_NAME, LedgerInUseError
+from masksam_deploy.batch.ledger_file import LEDGER_NAME
 from masksam_deploy.batch.pipeline import Batch
 from masksam_deploy.batch.report import REPORT_NAME, Entry, Job
 from masksam_deploy.bundle.directory import Bundle

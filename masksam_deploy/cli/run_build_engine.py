@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.table import Table
 
-from masksam_deploy.base.errors import EngineError, MissingDependencyError
+from masksam_deploy.base.errors import EngineError
+from masksam_deploy.base.optional import require_packages
+from masksam_deploy.base.tables import Cell, figure, figures, open_console, table, words
 from masksam_deploy.base.text import one_line, printable, shown
 from masksam_deploy.bundle.directory import Bundle
 from masksam_deploy.cli.build_engine import TYPED
@@ -57,9 +58,7 @@ def run_build_engine(
         raise click.UsageError("--exclude lists layers that stay out of int8; ask for --int8, or leave it out")
     if no_gate and (validation or references or strict):
         raise click.UsageError("--no-gate switches off what --validation, --references and --strict are for")
-    for package in ("onnx", "onnxruntime"):
-        if find_spec(package) is None:
-            raise MissingDependencyError(package, "cpu,engines", "building engines")
+    require_packages("onnx", "onnxruntime", extra="cpu,engines", purpose="building engines")
     from masksam_deploy.base.memory import bounded_network
     from masksam_deploy.engines.build import BuildRequest, build_engine
     from masksam_deploy.engines.exclusions import read_exclusions
@@ -123,61 +122,56 @@ def _command() -> str:
 
 
 def _tell(result: Any, seconds: float) -> None:
-    console = Console(highlight=False, markup=False, soft_wrap=True)
     record = result.engine.record
     if result.attempts:
-        console.print(_gate_table(result.attempts[-1].verdict))
+        open_console(sys.stdout).print(_gate_table(result.attempts[-1].verdict))
     else:
-        console.print("NOT JUDGED: the gate was switched off with --no-gate. Nothing shows that this engine is right.")
+        click.echo("NOT JUDGED: the gate was switched off with --no-gate. Nothing shows that this engine is right.")
     if result.attempts and record.target != "onnxruntime":
         here = record.gate["on_device"] is not None
-        console.print(f"the engines themselves were {'' if here else 'not '}judged on this machine's GPU")
+        click.echo(f"the engines themselves were {'' if here else 'not '}judged on this machine's GPU")
     if record.gate.get("judged_on_calibration_scans"):
-        console.print("note: it was judged on scans that it was calibrated on; other scans would show more")
+        click.echo("note: it was judged on scans that it was calibrated on; other scans would show more")
     for attempt in result.attempts[:-1]:
         from masksam_deploy.engines.build import told
 
-        console.print(f"fell back: {told(attempt)}")
+        click.echo(f"fell back: {told(attempt)}")
     for name, built in result.built.items():
         counts = ", ".join(f"{count} {kind}" for kind, count in sorted(built.precision_in_graph.items()))
-        console.print(f"{name}: {record.precisions[name]} (operators: {counts}), {built.bytes:,} bytes")
+        click.echo(f"{name}: {record.precisions[name]} (operators: {counts}), {built.bytes:,} bytes")
         for note in built.notes:
-            console.print(f"  {one_line(note, limit=500)}")
+            click.echo(f"  {one_line(note, limit=500)}")
         if built.precision_found is None and built.not_read_back:
-            console.print(f"  not read back from the engine: {built.not_read_back}")
-    console.print(f"wrote {printable(result.engine.folder)} ({seconds:.0f} s)")
-    console.print(f"next: masksam-deploy infer SCAN -b {printable(result.engine.folder.parents[1])} -o SEG.nii.gz")
+            click.echo(f"  not read back from the engine: {built.not_read_back}")
+    click.echo(f"wrote {printable(result.engine.folder)} ({seconds:.0f} s)")
+    click.echo(f"next: masksam-deploy infer SCAN -b {printable(result.engine.folder.parents[1])} -o SEG.nii.gz")
 
 
 def _gate_table(verdict: Any) -> Table:
     """What each case lost, and what was allowed."""
     with_reference = any(case.float32 is not None for case in verdict.cases)
-    table = Table(title="Dice gate", title_justify="left", box=None, pad_edge=False)
-    for column in ("case", "class"):
-        table.add_column(column)
-    for column in (
-        "same label",
-        "Dice with float32",
-        *(("float32 with reference", "engine with reference") if with_reference else ()),
-        "Dice lost",
-    ):
-        table.add_column(column, justify="right")
-    for case in verdict.cases:
-        losses = case.losses()
-        for name, between in case.between.items():
-            cells = [one_line(case.case), one_line(name), f"{case.agreement:.4%}", _figure(between)]
-            if with_reference:
-                cells += [_figure((case.float32 or {}).get(name)), _figure((case.engine or {}).get(name))]
-            table.add_row(*cells, _figure(losses.get(name)))
+    against = ("float32 with reference", "engine with reference") if with_reference else ()
     name, worst = verdict.worst_class
-    table.caption = (
-        f"mean loss {verdict.mean_loss:.4f} (allowed {verdict.limits.mean:g}), worst class '{one_line(name)}' "
-        f"{worst:.4f} (allowed {verdict.limits.worst_class:g})"
-        + (f"; in no case, so not judged: {', '.join(map(one_line, verdict.unjudged))}" if verdict.unjudged else "")
+    unjudged = f"; in no case, so not judged: {', '.join(map(one_line, verdict.unjudged))}" if verdict.unjudged else ""
+    return table(
+        "Dice gate",
+        (*words("case", "class"), *figures("same label", "Dice with float32", *against, "Dice lost", fold=True)),
+        (row for case in verdict.cases for row in _gate_rows(case, with_reference)),
+        caption=f"mean loss {verdict.mean_loss:.4f} (allowed {verdict.limits.mean:g}), worst class '{one_line(name)}' "
+        f"{worst:.4f} (allowed {verdict.limits.worst_class:g}){unjudged}",
     )
-    table.caption_justify = "left"
-    return table
 
 
-def _figure(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
+def _gate_rows(case: Any, with_reference: bool) -> list[tuple[Cell, ...]]:
+    losses, sides = case.losses(), (case.float32, case.engine) if with_reference else ()
+    return [
+        (
+            case.case,
+            name,
+            f"{case.agreement:.4%}",
+            figure(between, 4),
+            *(figure((side or {}).get(name), 4) for side in sides),
+            figure(losses.get(name), 4),
+        )
+        for name, between in case.between.items()
+    ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from importlib.util import find_spec
+import sys
 from pathlib import Path
 from typing import Any, cast
 
@@ -44,11 +44,9 @@ def sensitivity(
 
     The worst, as many as it takes, are written to an exclusion list, which 'build-engine --int8' uses.
     """
-    from masksam_deploy.base.errors import MissingDependencyError
+    from masksam_deploy.base.optional import require_packages
 
-    for package in ("onnx", "onnxruntime"):
-        if find_spec(package) is None:
-            raise MissingDependencyError(package, "cpu,engines", "quantising graphs")
+    require_packages("onnx", "onnxruntime", extra="cpu,engines", purpose="quantising graphs")
     from masksam_deploy.base.memory import bounded_network
     from masksam_deploy.bundle.directory import Bundle
     from masksam_deploy.cli.progress import progress_bar
@@ -111,19 +109,21 @@ def _check_output(path: Path, bundle: Path) -> None:
 
 
 def _tell(found: Any, target: Path) -> None:
-    from rich.console import Console
-    from rich.table import Table
+    from masksam_deploy.base.tables import figures, open_console, table, words
 
-    console = Console(highlight=False, markup=False, soft_wrap=True)
-    table = Table(title=f"most harmful of {len(found.ranking)} layers", title_justify="left", box=None, pad_edge=False)
-    for column, side in (("graph", "left"), ("layer", "left"), ("score error", "right"), ("Dice lost", "right")):
-        table.add_column(column, justify=side, no_wrap=True)  # type: ignore[arg-type]
-    for loss in found.ranking[:SHOWN]:
-        table.add_row(loss.graph, loss.node, f"{loss.score_error:.4f}", f"{loss.dice_loss:.4f}")
-    console.print(table)
+    open_console(sys.stdout).print(
+        table(
+            f"most harmful of {len(found.ranking)} layers",
+            (*words("graph", "layer"), *figures("score error", "Dice lost")),
+            [
+                (loss.graph, loss.node, f"{loss.score_error:.4f}", f"{loss.dice_loss:.4f}")
+                for loss in found.ranking[:SHOWN]
+            ],
+        )
+    )
     left_out = sum(len(nodes) for nodes in found.excluded.values())
-    console.print(
+    click.echo(
         f"all in int8: {found.dice_loss_of_all:.4f} of Dice lost on the judged windows; without the {left_out} left "
         f"out: {found.dice_loss:.4f}"
     )
-    console.print(f"wrote {printable(target)}; build-engine --int8 uses the bundle's own list, others with --exclude")
+    click.echo(f"wrote {printable(target)}; build-engine --int8 uses the bundle's own list, others with --exclude")

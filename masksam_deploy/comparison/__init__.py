@@ -7,20 +7,14 @@ print(comparison.lowest_agreement)
 """
 
 from masksam_deploy.comparison.comparison import Comparison, ScanComparison, compare
-from masksam_deploy.comparison.gates import DisagreementError, check_agreement, check_dice
-from masksam_deploy.comparison.overlap import ClassOverlap, Overlap, dice_per_class, overlap
+from masksam_deploy.comparison.gates import check_agreement, check_dice
 from masksam_deploy.comparison.side import Side
 
 __all__ = [
-    "ClassOverlap",
     "Comparison",
-    "DisagreementError",
-    "Overlap",
     "ScanComparison",
     "Side",
     "check_agreement",
     "check_dice",
     "compare",
-    "dice_per_class",
-    "overlap",
 ]

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import numpy as np
-
 from masksam_deploy.base.errors import ScanError
 from masksam_deploy.base.paths import resolved
 from masksam_deploy.base.text import shown
-from masksam_deploy.base.volume import Geometry, Volume
-from masksam_deploy.comparison.overlap import ClassOverlap, Overlap, overlap
+from masksam_deploy.base.volume import Volume
 from masksam_deploy.comparison.side import Side, check_comparable
 from masksam_deploy.io import read_volume
+from masksam_deploy.metrics.label_maps import PackedLabels
+from masksam_deploy.metrics.overlap import ClassOverlap, Overlap, overlap
 from masksam_deploy.scan_path.segmenter import BYTES_PER_VOXEL
 
 Progress: TypeAlias = Callable[[str, int, int], None]
@@ -123,9 +121,9 @@ def compare(
     if a != b:
         # What B lacks (a GPU, say) must not show up only after all of A's work.
         b.open(threads=threads, max_ram=max_ram).close()
-    kept = [_Kept.of(labels) for _, labels in run(a, "A")]
+    kept = [PackedLabels.of(labels) for _, labels in run(a, "A")]
     compared = [
-        ScanComparison(path, first.overlap_with(labels, a.label_names, path))
+        ScanComparison(path, _overlap(first, labels, a.label_names, path))
         for first, (path, labels) in zip(kept, run(b, "B"), strict=True)
     ]
     return Comparison(a, b, settings["A"], settings["B"], tuple(compared), _extremes(compared))
@@ -143,24 +141,10 @@ def _check_scans(paths: Sequence[Path]) -> None:
         raise ScanError("found one scan given twice, expected different ones; name each once")
 
 
-@dataclass(frozen=True)
-class _Kept:
-    """A label map that waits for the other side, compressed: it is a hundredth of its size then."""
-
-    geometry: Geometry
-    dtype: np.dtype[Any]
-    data: bytes
-
-    @classmethod
-    def of(cls, labels: Volume) -> _Kept:
-        array = np.ascontiguousarray(labels.array)
-        return cls(labels.geometry, array.dtype, zlib.compress(array.data, level=1))
-
-    def overlap_with(self, labels: Volume, names: Mapping[int, str], path: Path) -> Overlap:
-        if labels.geometry != self.geometry:
-            raise ScanError(f"{shown(path)}: found another grid than a moment ago, expected the same; compare again")
-        first = np.frombuffer(zlib.decompress(self.data), self.dtype).reshape(self.geometry.shape_zyx)
-        return overlap(first, labels.array, names, self.geometry.voxel_volume_ml)
+def _overlap(first: PackedLabels, labels: Volume, names: Mapping[int, str], path: Path) -> Overlap:
+    if labels.geometry != first.geometry:
+        raise ScanError(f"{shown(path)}: found another grid than a moment ago, expected the same; compare again")
+    return overlap(first.array, labels.array, names, labels.geometry.voxel_volume_ml)
 
 
 def _extremes(scans: Sequence[ScanComparison]) -> tuple[ClassExtremes, ...]:

@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-from masksam_deploy.base.errors import MaskSamError
+from masksam_deploy.base.errors import DisagreementError
 from masksam_deploy.base.text import one_line, shown
 from masksam_deploy.comparison.comparison import Comparison
-
-
-class DisagreementError(MaskSamError):
-    """The comparison worked, and the two sides agree less than demanded."""
-
-    exit_code = 3
 
 
 def check_agreement(comparison: Comparison, least: float) -> None:

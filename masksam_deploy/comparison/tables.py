@@ -4,25 +4,19 @@ from __future__ import annotations
 
 from typing import IO
 
-from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from masksam_deploy.base.text import one_line, shown
+from masksam_deploy.base.tables import UNDEFINED, Cell, add_row, figures, open_console, table, words
+from masksam_deploy.base.text import shown
 from masksam_deploy.comparison.comparison import Comparison
 from masksam_deploy.comparison.gates import share
-
-_PIPE_WIDTH = 120
-_UNDEFINED = "–"  # noqa: RUF001
+from masksam_deploy.metrics.overlap import ClassOverlap
 
 
 def print_tables(comparison: Comparison, file: IO[str]) -> None:
     """Print both sides, every scan, and the worst; colours only on a terminal."""
-    # Everything printed below is Text, never markup: names come from files.
-    console = Console(file=file, markup=False, highlight=False, emoji=False)
-    if not console.is_terminal:
-        console.width = _PIPE_WIDTH
+    console = open_console(file)
     console.print(Text(f"A: {comparison.a.title}"), soft_wrap=True)
     console.print(Text(f"B: {comparison.b.title}"), soft_wrap=True)
     console.print(_scan_table(comparison))
@@ -38,53 +32,43 @@ def print_tables(comparison: Comparison, file: IO[str]) -> None:
 
 
 def _scan_table(comparison: Comparison) -> Table:
-    table = _table("Scans", ("scan", "class"), ("Dice", "A voxels", "B voxels", "disagreeing", "ml"))
+    columns = (*words("scan", "class"), *figures("Dice", "A voxels", "B voxels", "disagreeing", "ml"))
+    made = table("Scans", columns)
     for scan in comparison.scans:
         total = scan.overlap
-        table.add_row(
-            Text(one_line(scan.scan.name)),
-            Text(f"agree: {share(total.agreement)}, foreground {_share(total.foreground_agreement)}"),
-            *map(Text, ("", "", "", f"{total.disagreeing_voxels}", "")),
-        )
-        for entry in total.classes:
-            table.add_row(
-                Text(""),
-                Text(one_line(entry.name)),
-                _dice(entry.dice),
-                *map(Text, (f"{entry.voxels_a}", f"{entry.voxels_b}", f"{entry.disagreeing_voxels}")),
-                Text(f"{entry.disagreeing_ml:.3f}"),
-            )
-        table.add_section()
-    return table
+        agree = f"agree: {share(total.agreement)}, foreground {_share(total.foreground_agreement)}"
+        rows = [(scan.scan.name, agree, "", "", "", f"{total.disagreeing_voxels}", ""), *map(_cells, total.classes)]
+        for number, row in enumerate(rows, 1):
+            add_row(made, row, end_section=number == len(rows))
+    return made
+
+
+def _cells(entry: ClassOverlap) -> tuple[Cell, ...]:
+    counts = map(str, (entry.voxels_a, entry.voxels_b, entry.disagreeing_voxels))
+    return ("", entry.name, _dice(entry.dice), *counts, f"{entry.disagreeing_ml:.3f}")
 
 
 def _worst_table(comparison: Comparison) -> Table:
-    table = _table(f"Worst of {len(comparison.scans)} scans", ("class",), ("lowest Dice", "most ml", "counted"))
-    table.add_column("scan of the lowest Dice", overflow="fold")
-    for row in comparison.classes:
-        table.add_row(
-            Text(one_line(row.name)),
-            _dice(row.lowest_dice),
-            Text(f"{row.most_disagreeing_ml:.3f}"),
-            Text(f"{row.counted}"),
-            Text(one_line(row.lowest_dice_scan.name) if row.lowest_dice_scan else ""),
-        )
-    return table
+    return table(
+        f"Worst of {len(comparison.scans)} scans",
+        (*words("class"), *figures("lowest Dice", "most ml", "counted"), *words("scan of the lowest Dice")),
+        (
+            (
+                row.name,
+                _dice(row.lowest_dice),
+                f"{row.most_disagreeing_ml:.3f}",
+                f"{row.counted}",
+                row.lowest_dice_scan.name if row.lowest_dice_scan else "",
+            )
+            for row in comparison.classes
+        ),
+    )
 
 
-def _dice(value: float | None) -> Text:
+def _dice(value: float | None) -> str:
     # Cut, not rounded: only equal masks show 1.
-    return Text(_UNDEFINED if value is None else f"{int(value * 1e6) / 1e6:.6f}")
+    return UNDEFINED if value is None else f"{int(value * 1e6) / 1e6:.6f}"
 
 
 def _share(value: float | None) -> str:
-    return _UNDEFINED if value is None else share(value)
-
-
-def _table(title: str, left: tuple[str, ...], right: tuple[str, ...]) -> Table:
-    table = Table(title=Text(title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD)
-    for column in left:
-        table.add_column(column, overflow="fold")
-    for column in right:
-        table.add_column(column, justify="right", no_wrap=True)
-    return table
+    return UNDEFINED if value is None else share(value)

@@ -16,9 +16,9 @@ from typing import Any, TypeAlias
 
 import onnx
 
-from masksam_deploy import __version__
 from masksam_deploy.base.errors import EngineError, GateError
 from masksam_deploy.base.temporaries import BUILDING, Temporary, abandoned_in, clean, remove_any, speaking_of
+from masksam_deploy.base.version import __version__
 from masksam_deploy.bundle.directory import Bundle, reporting_writes
 from masksam_deploy.bundle.rules import ENGINES_DIRECTORY
 from masksam_deploy.engines.calibration import MOST_WINDOWS, CalibrationWindows, calibration_windows

@@ -12,8 +12,8 @@ from masksam_deploy.bundle.directory import Bundle
 from masksam_deploy.engines.store import Engine, broken_engines, engines_of
 from masksam_deploy.runtimes import Device, Network, onnxruntime_opener, open_chain, open_stages
 from masksam_deploy.runtimes.cuda.plan import GpuOptions
-from masksam_deploy.runtimes.registry import BuildOptions, open_builder
 from masksam_deploy.runtimes.spec import Precision, Target, label
+from masksam_deploy.runtimes.versions import import_rtx, import_tensorrt, onnxruntime_facts, rtx_facts, tensorrt_facts
 
 Backend: TypeAlias = Literal["auto", "onnxruntime", "tensorrt", "rtx"]
 
@@ -39,7 +39,9 @@ class Choice:
 def machine_for(target: Target, device: Device = "cpu") -> dict[str, str] | None:
     """What this machine is to a target; None if the target cannot run here."""
     try:
-        return open_builder(target, device=device).facts(BuildOptions())
+        if target == "onnxruntime":
+            return onnxruntime_facts(device)
+        return tensorrt_facts() if target == "tensorrt" else rtx_facts()
     except MaskSamError:
         return None
 
@@ -182,9 +184,7 @@ def open_engine(
 
 
 def _open_on_gpu(bundle: Bundle, engine: Engine, files: Mapping[str, Path], gpu: GpuOptions) -> Network:
-    from masksam_deploy.runtimes.tensorrt.builder import import_tensorrt
     from masksam_deploy.runtimes.tensorrt.chain import EngineFiles, TensorRTChain
-    from masksam_deploy.runtimes.tensorrt.rtx_builder import import_rtx
 
     record = engine.record
     trt, name = (import_rtx(), "TensorRT for RTX") if record.target == "rtx" else (import_tensorrt(), "TensorRT")

@@ -6,10 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from masksam_deploy.base.atomic import atomic_path
 from masksam_deploy.base.errors import EngineError
+from masksam_deploy.base.records import Record
 from masksam_deploy.base.text import shown
 from masksam_deploy.bundle.directory import Bundle, reporting_writes
 from masksam_deploy.bundle.rules import ENGINES_DIRECTORY, condensed
@@ -18,17 +19,15 @@ DEFAULT_NAME = "exclusions.json"
 _LIMIT = 64 * 2**20
 
 
-class Exclusions(BaseModel):
+class Exclusions(Record):
     """A ranking of layers, and those that stay out of int8."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     bundle_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     excluded: dict[str, list[str]]
     """Graph -> nodes."""
-    ranking: list[dict[str, Any]] = []
+    ranking: list[dict[str, Any]] = Field(default_factory=list)
     """Most harmful first; for people."""
-    settings: dict[str, Any] = {}
+    settings: dict[str, Any] = Field(default_factory=dict)
 
 
 def default_path(bundle: Bundle) -> Path:

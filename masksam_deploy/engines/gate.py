@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -10,17 +9,15 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, TypeAlias
 
-import numpy as np
-
 from masksam_deploy.base.errors import EngineError
 from masksam_deploy.base.text import shown
 from masksam_deploy.base.volume import Array, Volume
 from masksam_deploy.bundle.directory import Bundle
-from masksam_deploy.comparison.overlap import dice_per_class, overlap
 from masksam_deploy.io import read_volume
 from masksam_deploy.io.cases import ScanFiles, digest, without_suffix
 from masksam_deploy.io.itk import SCAN_SUFFIXES
-from masksam_deploy.metrics.label_maps import check_same_grid, read_label_map
+from masksam_deploy.metrics.label_maps import PackedLabels, check_same_grid, read_label_map
+from masksam_deploy.metrics.overlap import dice_per_class, overlap
 from masksam_deploy.runtimes import Network
 from masksam_deploy.runtimes.spec import Precision
 from masksam_deploy.scan_path.report import label_names
@@ -206,7 +203,7 @@ class Gate:
         self._threads = threads
         self._progress = progress
         with Segmenter(bundle, tta=False, threads=threads) as segmenter:
-            self._float32 = [_packed(self._labels(segmenter, case, "float32").array) for case in self.cases]
+            self._float32 = [PackedLabels.of(self._labels(segmenter, case, "float32")) for case in self.cases]
 
     def judge(self, network: Network, limits: Limits, title: str) -> Verdict:
         """Segment every case with a network, which is closed, and compare.
@@ -224,7 +221,7 @@ class Gate:
         with Segmenter(self.bundle, network=network, tta=False) as segmenter:
             for case, packed in zip(self.cases, self._float32, strict=True):
                 labels = self._labels(segmenter, case, title)
-                results.append(self._compared(case, _unpacked(packed, labels.array), labels))
+                results.append(self._compared(case, packed.array, labels))
         seen = {name for result in results for name in result.losses()}
         if not seen:
             raise EngineError(
@@ -262,14 +259,6 @@ class Gate:
     def _dice(self, labels: Array, reference: Array) -> dict[str, float | None]:
         dice = dice_per_class(labels, reference, self._names)
         return {self._names[value]: value_dice for value, value_dice in dice.items()}
-
-
-def _packed(labels: Array) -> bytes:
-    return zlib.compress(np.ascontiguousarray(labels).data, level=1)
-
-
-def _unpacked(packed: bytes, like: Array) -> Array:
-    return np.frombuffer(zlib.decompress(packed), like.dtype).reshape(like.shape)
 
 
 def validation_cases(bundle: Bundle) -> list[Case]:

@@ -12,8 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict
-
+from masksam_deploy.base.records import Record
 from masksam_deploy.base.text import one_line
 from masksam_deploy.runtimes.spec import Precision
 
@@ -89,11 +88,7 @@ def choose(
     )
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Cost(_Frozen):
+class Cost(Record):
     """What one way to run cost on the held-out scans, against the profile `accurate`.
 
     Attributes:
@@ -113,7 +108,7 @@ class Cost(_Frozen):
     runs_per_scan: float
 
 
-class Figures(_Frozen):
+class Figures(Record):
     """The package data.
 
     Attributes:

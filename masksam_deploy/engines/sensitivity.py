@@ -22,7 +22,9 @@ from masksam_deploy.engines.gate import LIMITS
 from masksam_deploy.engines.graph_types import GraphIndex, load_model, save_model
 from masksam_deploy.engines.protection import protected_by_structure
 from masksam_deploy.engines.quantisation import Calibrator, activation_ranges, quantisable, quantise
+from masksam_deploy.metrics.overlap import mask_dice
 from masksam_deploy.runtimes.onnxruntime import OnnxRuntimeSession
+from masksam_deploy.scan_path.decision import class_masks
 
 Progress: TypeAlias = Callable[[str, int, int], None]
 Scores: TypeAlias = NDArray[np.float32]
@@ -132,7 +134,7 @@ class _Judge:
             graph.name: OnnxRuntimeSession(graph, bundle.graph_path(graph.name), threads=threads)
             for graph in self._graphs
         }
-        self._regions = bundle.manifest.labels.decision == "regions"
+        self._decision = bundle.manifest.labels.decision
         showing = [w for w in range(feeds.count) if self._masks(feeds.tensor(w, SCORES_PORT)).any()]
         if not showing:
             raise EngineError(
@@ -158,21 +160,17 @@ class _Judge:
         return _score_error(scores, self._expected), self._dice_loss(scores)
 
     def _masks(self, scores: Scores) -> NDArray[np.bool_]:
-        """Which voxels each class takes, `[B, classes, ...]`: all but the background, or every region."""
-        if self._regions:
-            return scores > 0
-        classes = np.arange(1, scores.shape[1]).reshape(1, -1, *[1] * (scores.ndim - 2))
-        return np.asarray(scores.argmax(axis=1, keepdims=True) == classes)
+        """Which voxels each class takes, `[classes, B, ...]`: all but the background, or every region."""
+        return class_masks(np.moveaxis(scores, 1, 0), self._decision, background=False)
 
     def _dice_loss(self, scores: Sequence[Scores]) -> float:
         """1 - mean Dice over the windows and the classes that occur in them."""
-        dice: list[float] = []
-        for a, b in zip(scores, self._expected, strict=True):
-            found, wanted = (self._masks(array).reshape(-1, *array.shape[2:]) for array in (a, b))
-            for one, other in zip(found, wanted, strict=True):
-                size = int(one.sum()) + int(other.sum())
-                if size:
-                    dice.append(2 * int((one & other).sum()) / size)
+        dice = [
+            value
+            for found, wanted in zip(scores, self._expected, strict=True)
+            for value in mask_dice(self._masks(found), self._masks(wanted))
+            if value is not None
+        ]
         return 1.0 - float(np.mean(dice)) if dice else 0.0
 
     def close(self) -> None:

@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import Field, JsonValue, ValidationError
 
 from masksam_deploy.base.errors import EngineError
+from masksam_deploy.base.records import Record
 from masksam_deploy.base.text import one_line
 from masksam_deploy.bundle.directory import Bundle, file_digest, reporting_writes
 from masksam_deploy.bundle.manifest import FileDigest
@@ -30,10 +31,8 @@ RECORD_NAME = "engine.json"
 RECORD_LIMIT = 64 * 2**20
 
 
-class EngineRecord(BaseModel):
+class EngineRecord(Record):
     """The whole of `engine.json`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     schema_version: Literal[1] = 1
     bundle_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")

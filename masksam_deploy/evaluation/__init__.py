@@ -7,7 +7,6 @@ for row in evaluation.summary:
     print(row.name, row.mean_dice)
 """
 
-from masksam_deploy.evaluation.errors import DiceTooLowError, EvaluationError
 from masksam_deploy.evaluation.evaluation import CaseMetrics, Evaluation, evaluate_folders, evaluate_pairs
 from masksam_deploy.evaluation.metrics import DEFINITIONS, ClassMetrics, Status, evaluate_case
 from masksam_deploy.evaluation.summary import ClassSummary
@@ -17,9 +16,7 @@ __all__ = [
     "CaseMetrics",
     "ClassMetrics",
     "ClassSummary",
-    "DiceTooLowError",
     "Evaluation",
-    "EvaluationError",
     "Status",
     "evaluate_case",
     "evaluate_folders",

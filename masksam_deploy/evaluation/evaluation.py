@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
+from masksam_deploy.base.errors import DiceTooLowError, EvaluationError
 from masksam_deploy.base.text import one_line
-from masksam_deploy.evaluation.errors import DiceTooLowError, EvaluationError
 from masksam_deploy.evaluation.metrics import ClassMetrics, absent, evaluate_case
 from masksam_deploy.evaluation.pairing import Pair, Pairing, check_grids, pair_cases
 from masksam_deploy.evaluation.summary import ClassSummary, summarize

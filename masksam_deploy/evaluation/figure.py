@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from masksam_deploy.base.atomic import atomic_path
-from masksam_deploy.base.errors import MissingDependencyError
+from masksam_deploy.base.optional import OptionalPackage
 from masksam_deploy.base.text import one_line
 from masksam_deploy.evaluation.evaluation import CaseMetrics, Evaluation
 from masksam_deploy.evaluation.metrics import ClassMetrics
@@ -23,6 +23,7 @@ _WIDTH, _ROW, _HEAD, _PANEL = 12.0, 0.42, 1.3, 4.6
 """Inches: the figure, one class, title and axis of the box plots, and the row of worst cases."""
 _DPI = 130
 _NAME = 24
+_MATPLOTLIB = OptionalPackage("matplotlib.figure", "matplotlib", "evaluate", "drawing a figure")
 _INK, _BOX, _ALARM = "#202020", "#b9d3e6", "#c0392b"
 
 
@@ -31,11 +32,9 @@ def require_matplotlib() -> None:
 
     Raises:
         MissingDependencyError: matplotlib is not installed.
+        BackendError: it is installed and does not load.
     """
-    try:
-        import matplotlib.figure  # noqa: F401 - optional, and only figures need it
-    except ImportError as exc:
-        raise MissingDependencyError("matplotlib", "evaluate", "drawing a figure") from exc
+    _MATPLOTLIB.load()
 
 
 def draw_figure(evaluation: Evaluation, path: str | Path) -> None:

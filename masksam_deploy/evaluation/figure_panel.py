@@ -9,10 +9,11 @@ from numpy.typing import NDArray
 
 from masksam_deploy.base.volume import Array, Geometry
 from masksam_deploy.evaluation.figure import plain
-from masksam_deploy.evaluation.metrics import ClassMetrics, Mask
+from masksam_deploy.evaluation.metrics import ClassMetrics
 from masksam_deploy.evaluation.pairing import Pair
 from masksam_deploy.io import read_volume
 from masksam_deploy.metrics.label_maps import read_label_map
+from masksam_deploy.metrics.surfaces import Mask
 from masksam_deploy.outputs.overlay_tiles import grey_pixels, grey_window
 from masksam_deploy.outputs.patient_view import View, radiological_view
 

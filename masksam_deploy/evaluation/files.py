@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import SimpleITK
 
-from masksam_deploy import __version__
+from masksam_deploy.base.version import __version__
 from masksam_deploy.evaluation.evaluation import Evaluation
 from masksam_deploy.evaluation.metrics import DEFINITIONS, ClassMetrics
 

@@ -7,16 +7,14 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import numpy as np
-import SimpleITK
-from numpy.typing import NDArray
 
-from masksam_deploy.base.volume import Array, Volume
-from masksam_deploy.evaluation.errors import EvaluationError
+from masksam_deploy.base.errors import EvaluationError
+from masksam_deploy.base.volume import Volume
 from masksam_deploy.metrics.label_maps import check_same_grid
+from masksam_deploy.metrics.overlap import dice, iou
+from masksam_deploy.metrics.surfaces import Mask, surface_distances
 
 Status: TypeAlias = Literal["both present", "missed", "false positive", "both empty"]
-Mask: TypeAlias = NDArray[np.bool_]
-Distances: TypeAlias = NDArray[np.float64]
 
 DEFINITIONS: dict[str, str] = {
     "dice": "2 |P and R| / (|P| + |R|), in voxels",
@@ -123,13 +121,13 @@ def _class_metrics(
     elif in_reference == 0:
         status = "false positive"
     else:
-        hd95, asd = _surface_distances(prediction, reference, spacing_zyx)
+        hd95, asd = surface_distances(prediction, reference, spacing_zyx)
     return ClassMetrics(
         value,
         name,
         status,
-        dice=2 * common / (in_prediction + in_reference),
-        iou=common / (in_prediction + in_reference - common),
+        dice=dice(common, in_prediction, in_reference),
+        iou=iou(common, in_prediction, in_reference),
         hd95_mm=hd95,
         asd_mm=asd,
         volume_prediction_ml=in_prediction * voxel_ml,
@@ -146,26 +144,3 @@ def _bounding_box(mask: Mask) -> tuple[slice, ...] | None:
             return None
         box.append(slice(int(occupied[0]), int(occupied[-1]) + 1))
     return tuple(box)
-
-
-def _surface_distances(a: Mask, b: Mask, spacing_zyx: tuple[float, float, float]) -> tuple[float, float]:
-    """The 95 % Hausdorff distance and the average symmetric surface distance of two masks, neither empty."""
-    surface_a, surface_b = _surface(a, spacing_zyx), _surface(b, spacing_zyx)
-    directed = (_distances(surface_a, surface_b), _distances(surface_b, surface_a))
-    hd95 = max(float(np.percentile(distances, 95)) for distances in directed)
-    return hd95, float(np.concatenate(directed).mean())
-
-
-def _surface(mask: Mask, spacing_zyx: tuple[float, float, float]) -> SimpleITK.Image:
-    # One empty voxel around it: a mask that reaches the border has its surface there, and the distance map below
-    # finds an outside next to every surface voxel.
-    image = SimpleITK.GetImageFromArray(np.pad(mask, 1).view(np.uint8))
-    image.SetSpacing(spacing_zyx[::-1])
-    return SimpleITK.LabelContour(image, fullyConnected=False)
-
-
-def _distances(source: SimpleITK.Image, target: SimpleITK.Image) -> Distances:
-    """From every voxel of one surface to the nearest voxel of the other, mm."""
-    signed = SimpleITK.SignedMaurerDistanceMap(target, squaredDistance=False, useImageSpacing=True)
-    chosen: Array = SimpleITK.GetArrayViewFromImage(signed)[SimpleITK.GetArrayViewFromImage(source) > 0]
-    return np.abs(chosen.astype(np.float64))

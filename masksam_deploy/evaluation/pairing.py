@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from masksam_deploy.base.errors import EvaluationError
 from masksam_deploy.base.text import one_line, shown
-from masksam_deploy.evaluation.errors import EvaluationError
 from masksam_deploy.io.dicom import check_kind
 from masksam_deploy.io.itk import SCAN_SUFFIXES, scan_suffix
 from masksam_deploy.io.read import read_geometry

@@ -1,1 +1,4 @@
-"""How far label maps, surfaces and scores agree."""
+"""How well two results of one scan agree: what evaluation, comparison, benchmarks and the engines' gate count with.
+
+Nothing here runs a network, and nothing here is specific to one of its callers.
+"""

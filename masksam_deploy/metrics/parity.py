@@ -7,6 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from masksam_deploy.bundle.manifest import Decision
+from masksam_deploy.scan_path.decision import decide, margins
+
 Float = NDArray[np.floating]
 
 
@@ -16,13 +19,13 @@ class ScoreParity:
 
     Attributes:
         max_abs_error: largest absolute difference; infinite if anything is not finite.
-        argmax_agreement: share of voxels with the same best class.
-        decided_agreement: the same over the voxels whose two best reference scores are at least `tie_margin`
-            apart. The others are ties, which float32 rounding decides.
+        agreement: share of voxels of the same class; for regions: that the same class paints, or none.
+        decided_agreement: the same over the voxels that the reference scores decide by at least `tie_margin`. The
+            others are ties, which float32 rounding decides.
     """
 
     max_abs_error: float
-    argmax_agreement: float
+    agreement: float
     decided_agreement: float
 
 
@@ -33,20 +36,20 @@ def max_abs_error(actual: Float, expected: Float) -> float:
     return float(np.abs(actual - expected).max(initial=0.0))
 
 
-def compare_scores(actual: Float, expected: Float, *, tie_margin: float) -> ScoreParity:
-    """Compare class scores `[B, K, ...]` with a reference of the same shape."""
+def compare_scores(actual: Float, expected: Float, decision: Decision, *, tie_margin: float) -> ScoreParity:
+    """Compare class scores `[B, K, ...]` with a reference of the same shape.
+
+    Args:
+        actual: the scores to judge.
+        expected: the reference.
+        decision: the bundle's rule, by which scores become labels.
+        tie_margin: see `decision.margins`; voxels that are closer to another label are ties.
+    """
     error = max_abs_error(actual, expected)
     if not np.isfinite(error):
         return ScoreParity(error, 0.0, 0.0)
-    same = actual.argmax(axis=1) == expected.argmax(axis=1)
-    decided = _margin(expected) >= tie_margin
+    found, wanted = np.moveaxis(actual, 1, 0), np.moveaxis(expected, 1, 0)
+    numbers = np.arange(1, len(wanted) + 1)  # 0 stays for voxels that no region takes
+    same = decide(found, numbers, decision) == decide(wanted, numbers, decision)
+    decided = margins(wanted, decision) >= tie_margin
     return ScoreParity(error, float(same.mean()), float(same[decided].mean()) if decided.any() else 1.0)
-
-
-def _margin(scores: Float) -> Float:
-    """Best minus second best score along axis 1."""
-    if scores.shape[1] == 1:
-        return np.full_like(scores[:, 0], np.inf)
-    best = np.partition(scores, -2, axis=1)
-    margin: Float = best[:, -1] - best[:, -2]
-    return margin

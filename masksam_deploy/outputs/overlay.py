@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from masksam_deploy.base.atomic import atomic_path
-from masksam_deploy.base.errors import MissingDependencyError, ScanError
+from masksam_deploy.base.errors import ScanError
+from masksam_deploy.base.optional import OptionalPackage
 from masksam_deploy.base.text import one_line
 from masksam_deploy.base.volume import Array, Geometry, Volume
 from masksam_deploy.outputs.overlay_legend import FAINT, TEXT, Entry, Legend, fitting, font
@@ -54,16 +55,17 @@ PALETTE: Pixels = np.frombuffer(
 """RGB `[64, 3]` for the label values in ascending order, over again after the last."""
 
 
+_PILLOW = OptionalPackage("PIL.Image", "pillow", "cpu", "drawing an overlay", "Pillow")
+
+
 def require_pillow() -> None:
     """Say now, before long work, that an overlay cannot be drawn.
 
     Raises:
         MissingDependencyError: Pillow is not installed.
+        BackendError: it is installed and does not load.
     """
-    try:
-        import PIL.Image  # noqa: F401 - optional, and only overlays need it
-    except ImportError as exc:
-        raise MissingDependencyError("pillow", "cpu", "drawing an overlay") from exc
+    _PILLOW.load()
 
 
 def draw_overlay(scan: Volume, labels: Volume, names: Mapping[int, str], path: str | Path, *, title: str = "") -> None:

@@ -8,8 +8,11 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from masksam_deploy.base.errors import BackendError, MissingDependencyError
+from masksam_deploy.base.errors import BackendError
+from masksam_deploy.base.optional import OptionalPackage
 from masksam_deploy.base.text import one_line
+
+_CUPY = OptionalPackage("cupy", "cupy", "gpu-scores", "keeping scores on the GPU", "CuPy")
 
 
 @dataclass(frozen=True)
@@ -36,15 +39,7 @@ def open_cupy() -> Arrays:
         MissingDependencyError: it is not installed.
         BackendError: it does not load, or finds no GPU.
     """
-    try:
-        import cupy
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError("cupy", "gpu-scores", "keeping scores on the GPU") from error
-    except (ImportError, OSError) as error:
-        raise BackendError(
-            f"CuPy is installed but does not load: {one_line(str(error), limit=300)}; needs: "
-            "pip install --force-reinstall 'masksam-deploy[gpu-scores]'"
-        ) from error
+    cupy = _CUPY.load()
     try:
         cupy.cuda.Device(0).use()
         cupy.zeros(1)

@@ -10,13 +10,11 @@ from typing import Any
 import numpy as np
 
 from masksam_deploy.bundle.manifest import Labels, Resampling
+from masksam_deploy.scan_path.decision import LabelMap, decide, palette_of
 from masksam_deploy.scan_path.gpu_arrays import Arrays
-from masksam_deploy.scan_path.labels_host import LabelMap, PlaneWindow, palette_of
+from masksam_deploy.scan_path.labels_host import PlaneWindow
 from masksam_deploy.scan_path.prepare import ScanFrame
 from masksam_deploy.scan_path.resample import AxisMap, Resampler, Shape3, resampler
-
-_LARGEST_EXPONENT = 80.0
-"""exp of more is infinite in float32; the sigmoid of -80 is 0 for every purpose."""
 
 
 def can_resample(resampling: Resampling) -> bool:
@@ -54,7 +52,6 @@ def labels_on_gpu(
     window = PlaneWindow(planes, frame.network_shape, len(palette))
     on_gpu = _Grid(arrays, plan)
     colours = arrays.xp.asarray(palette)
-    decide = _regions if labels.decision == "regions" else _argmax
     decided: list[int] = []
     for index in range(plan.new_shape[0]):
         used = plan.maps[0].used(index, index + 1).tolist()
@@ -62,7 +59,9 @@ def labels_on_gpu(
             box[index] = box[index - 1]
             continue
         window.advance(int(plan.maps[0].needed_from[index]), used[-1])
-        box[index] = arrays.to_host(decide(arrays, on_gpu.resampled(window, index, used), colours))
+        box[index] = arrays.to_host(
+            decide(on_gpu.resampled(window, index, used), colours, labels.decision, xp=arrays.xp)
+        )
         decided = used
     window.finish()
     return result
@@ -104,22 +103,3 @@ class _Grid:
         if self._rows is not None:
             scores = self._xp.matmul(self._rows, scores)
         return scores if self._columns is None else self._xp.matmul(scores, self._columns.T)
-
-
-def _argmax(arrays: Arrays, scores: Any, colours: Any) -> Any:
-    """The value of each voxel's best class; the lowest class wins a tie."""
-    xp, best = arrays.xp, scores[0]
-    winner = xp.zeros(best.shape, np.min_scalar_type(len(scores) - 1))
-    for index in range(1, len(scores)):
-        winner = xp.where(scores[index] > best, winner.dtype.type(index), winner)
-        best = xp.maximum(best, scores[index])
-    return colours[winner]
-
-
-def _regions(arrays: Arrays, scores: Any, colours: Any) -> Any:
-    """Each class where its float32 sigmoid exceeds 0.5, later classes over earlier ones."""
-    xp, out = arrays.xp, arrays.xp.zeros(scores.shape[1:], colours.dtype)
-    for score, colour in zip(scores, colours, strict=True):
-        sigmoid = 1 / (1 + xp.exp(xp.minimum(-score, np.float32(_LARGEST_EXPONENT))))
-        out = xp.where(sigmoid > 0.5, colour, out)
-    return out

@@ -8,22 +8,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from masksam_deploy.base.errors import BundleError
 from masksam_deploy.base.threads import Team
-from masksam_deploy.bundle.manifest import Labels, Resampling
+from masksam_deploy.bundle.manifest import Decision, Labels, Resampling
+from masksam_deploy.scan_path.decision import LabelMap, decide, palette_of
 from masksam_deploy.scan_path.prepare import ScanFrame
 from masksam_deploy.scan_path.resample import Floats, Limits, Resampler, resampler
 from masksam_deploy.scan_path.sums_host import round_to_float16
 
-LabelMap: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16]
-
-# float32 softmax can only merge scores closer than a few 2**-24 (nnU-Net decides float16 scores by it).
-_SOFTMAX_MERGES = 2e-6
 _SLAB_BYTES = 2 << 20  # a plane of 512 x 512: stays in the cache from class to class
 _SPLINE_SLAB_BYTES = 16 << 20  # every slab reads 60 planes more than it writes, so make fewer
 _GROUP_BYTES = 4 << 20  # of scores in double
@@ -86,14 +83,6 @@ def labels_from_scores(
             decided = int(used[0]) if stop - start == 1 and used.size == 1 else None
     window.finish()
     return result
-
-
-def palette_of(labels: Labels) -> LabelMap:
-    """The value of each class, in the narrowest dtype of a label map."""
-    values = [label.value for label in labels.classes]
-    if max(values) <= np.iinfo(np.uint8).max:
-        return np.array(values, np.uint8)
-    return np.array(values, np.uint16)
 
 
 class PlaneWindow:
@@ -205,7 +194,7 @@ def _paint(
     scores: list[Floats],
     palette: LabelMap,
     out: LabelMap,
-    decision: Literal["argmax", "regions"],
+    decision: Decision,
     as_softmax: bool,
     team: Team,
 ) -> None:
@@ -214,48 +203,8 @@ def _paint(
     def paint_rows(top: int) -> None:
         rows = slice(top, top + step)
         block = [score[:, rows] for score in scores]
-        if decision == "regions":
-            _paint_regions(block, palette, out[:, rows])
-        else:
-            _paint_argmax(block, palette, out[:, rows], as_softmax=as_softmax)
+        out[:, rows] = decide(block, palette, decision, as_softmax=as_softmax)
 
     depth, height, width = scores[0].shape
     step = max(1, _BLOCK_VOXELS // (depth * width))
     team.each(paint_rows, range(0, height, step))
-
-
-def _paint_argmax(scores: list[Floats], palette: LabelMap, out: LabelMap, *, as_softmax: bool) -> None:
-    """Paint each voxel of `out` `[n,H,W]` with the value of its best class; the lowest class wins a tie.
-
-    `as_softmax` decides as argmax(float32 softmax) does: where the best class leads a lower one by so little
-    that their probabilities round to the same number, the lower one wins.
-    """
-    best = scores[0].copy()
-    winner = np.zeros(best.shape, np.min_scalar_type(len(scores) - 1))
-    challenger = np.empty_like(winner)
-    better = np.empty(best.shape, bool)
-    close = np.zeros(best.shape, bool)
-    for index, score in enumerate(scores[1:], 1):
-        np.greater(score, best, out=better)
-        # The last class to be better is the largest that was: a maximum is faster than a masked copy.
-        np.multiply(better.view(np.uint8), winner.dtype.type(index), out=challenger)
-        np.maximum(winner, challenger, out=winner)
-        if as_softmax:
-            better &= score - best < _SOFTMAX_MERGES
-            close |= better
-        np.maximum(best, score, out=best)
-    if close.any():
-        winner[close] = _softmax(np.stack([score[close] for score in scores])).argmax(axis=0)
-    out[...] = palette[winner]
-
-
-def _softmax(scores: Floats) -> NDArray[np.float32]:
-    shares = np.exp(scores - scores.max(axis=0))
-    return np.asarray(shares / shares.sum(axis=0), np.float32)
-
-
-def _paint_regions(scores: list[Floats], palette: LabelMap, out: LabelMap) -> None:
-    """Paint each class where its float32 sigmoid exceeds 0.5, later classes over earlier ones."""
-    with np.errstate(over="ignore"):  # exp of a very negative score is infinite, its sigmoid 0: as wanted
-        for score, value in zip(scores, palette, strict=True):
-            np.copyto(out, value, where=1 / (1 + np.exp(-score)) > 0.5)

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from masksam_deploy.base.version import __version__
 from masksam_deploy.base.volume import Volume
 from masksam_deploy.bundle.manifest import Labels
 
@@ -132,7 +133,6 @@ def runtime_versions() -> dict[str, str]:
     """Python and the packages that decide the result."""
     import SimpleITK
 
-    from masksam_deploy import __version__
     from masksam_deploy.runtimes.onnxruntime import runtime_version
 
     return {

@@ -15,9 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from masksam_deploy.base.errors import DiskFullError, OutputError
+from masksam_deploy.base.errors import DiskFullError, LedgerInUseError, OutputError
 from masksam_deploy.batch import ledger_file
-from masksam_deploy.batch.ledger_file import LedgerFile, LedgerInUseError
+from masksam_deploy.batch.ledger_file import LedgerFile
 from masksam_deploy.batch.report import Entry, Status
 
 NAMES = st.text(st.characters(exclude_categories=["Cs"]), max_size=6)

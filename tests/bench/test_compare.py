@@ -4,16 +4,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from masksam_deploy.base.errors import BenchError, RegressionError
 from masksam_deploy.bench.compare import (
     NOISE_FACTOR,
     SMALLEST_CHANGE,
     SMALLEST_OF_FEW,
     Change,
-    RegressionError,
     check_regressions,
     compare_results,
 )
-from masksam_deploy.bench.results import BenchError
 from tests.bench.example_result import refused, result, run, timing
 
 medians = st.floats(1e-4, 1e2)

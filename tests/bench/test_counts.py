@@ -12,8 +12,9 @@ onnx = pytest.importorskip("onnx", reason="needs the 'engines' extra")
 import numpy as np  # noqa: E402
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
+from masksam_deploy.base.errors import BenchError  # noqa: E402
 from masksam_deploy.bench.counts import count_work  # noqa: E402
-from masksam_deploy.bench.results import BenchError, Work  # noqa: E402
+from masksam_deploy.bench.results import Work  # noqa: E402
 
 Shapes = dict[str, list[int | str]]
 

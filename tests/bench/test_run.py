@@ -15,10 +15,10 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 
-from masksam_deploy.base.errors import BackendError, EngineError, MissingDependencyError
+from masksam_deploy.base.errors import BackendError, BenchError, EngineError, MissingDependencyError
 from masksam_deploy.bench import measure
 from masksam_deploy.bench.benchmark import Settings, run_bench
-from masksam_deploy.bench.check import WINDOW_LIMITS
+from masksam_deploy.bench.check import WINDOW_LIMITS, Expected, Scores, check_windows
 from masksam_deploy.bench.contenders import (
     Contender,
     baseline_contender,
@@ -29,9 +29,9 @@ from masksam_deploy.bench.contenders import (
 )
 from masksam_deploy.bench.inputs import bench_scan, synthetic_scan, windows_of
 from masksam_deploy.bench.measure import _stages
-from masksam_deploy.bench.results import BenchError, BenchResult, Check, Run, read_result
+from masksam_deploy.bench.results import BenchResult, Check, Run, read_result
 from masksam_deploy.bundle.directory import Bundle
-from masksam_deploy.bundle.manifest import Graph
+from masksam_deploy.bundle.manifest import Decision, Graph
 from masksam_deploy.engines.build import BuildRequest, build_engine
 from masksam_deploy.engines.gate import LIMITS
 from masksam_deploy.engines.store import RECORD_NAME
@@ -69,6 +69,13 @@ def altered(bundle: Bundle, name: str, change: Callable[[NDArray[np.float32]], N
         return open_chain(bundle, threads=1).wrapped(lambda _, session: Altered(session, change))
 
     return Contender(name, "int8", "cpu", opened)
+
+
+def judged(bundle: Bundle, found: Scores, wanted: Scores, decision: Decision) -> Check:
+    """What is said of a network that gives these scores for every window."""
+    window = np.zeros((1, 1, *bundle.patch_size), np.float32)
+    network = altered(bundle, "made up", lambda _: found).open()
+    return check_windows(network, [window], Expected([wanted]), "fp32", decision)
 
 
 def bench(bundle: Bundle, *contenders: Contender, settings: Settings = QUICK) -> BenchResult:
@@ -111,6 +118,26 @@ def test_a_shift_that_few_voxels_show_is_found_by_dice(bundle: Bundle) -> None:
     shifted = altered(bundle, "shifted", lambda scores: np.roll(scores, 1, axis=-1))
     check = bench(bundle, shifted).runs[0].check
     assert not check.passed and check.problem is not None
+
+
+def test_overlapping_regions_are_judged_each_by_itself(bundle: Bundle) -> None:
+    """Two regions with almost the same scores: which is higher differs, and the label maps do not."""
+    outer = np.random.default_rng(0).uniform(-3, 3, (1, 1, *bundle.patch_size)).astype(np.float32)
+    wanted = np.concatenate([outer, outer + np.float32(1e-3)], axis=1)
+    found = np.where(np.abs(wanted) < 5e-3, wanted, wanted[:, ::-1])
+    check = judged(bundle, found, wanted, "regions")
+    assert (check.passed, check.decided_agreement, check.window_dice) == (True, 1.0, 1.0)
+    assert not judged(bundle, found, wanted, "argmax").passed
+
+
+def test_a_region_that_a_later_one_hides_is_judged_by_dice(bundle: Bundle) -> None:
+    wanted = np.ones((1, 2, *bundle.patch_size), np.float32)
+    found = wanted.copy()
+    found[:, 0, :2] = -1
+    check = judged(bundle, found, wanted, "regions")
+    assert check.decided_agreement == 1.0
+    assert not check.passed
+    assert check.problem is not None and "mean Dice" in check.problem
 
 
 def test_an_untrained_networks_scores_are_judged_in_dices_place(bundle: Bundle) -> None:

@@ -12,13 +12,17 @@ from click.testing import CliRunner, Result
 pytest.importorskip("onnx", reason="needs the 'engines' extra")
 pytest.importorskip("onnxruntime", reason="needs the 'cpu' extra")
 
-from masksam_deploy.base.errors import EngineError, MissingDependencyError, OutputError
-from masksam_deploy.bench.compare import RegressionError
+from masksam_deploy.base.errors import (
+    DisagreementError,
+    EngineError,
+    MissingDependencyError,
+    OutputError,
+    RegressionError,
+)
 from masksam_deploy.bench.contenders import BaselineMode
 from masksam_deploy.bench.results import BenchResult, read_result
 from masksam_deploy.bundle.directory import Bundle
 from masksam_deploy.cli import app
-from masksam_deploy.comparison import DisagreementError
 from masksam_deploy.runtimes import Device, GraphChain, open_chain
 from tests.engines.small_bundle import make_bundle
 

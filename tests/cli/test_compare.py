@@ -10,10 +10,9 @@ import pytest
 import SimpleITK
 from click.testing import CliRunner, Result
 
-from masksam_deploy.base.errors import BundleError, MaskSamError, OutputError
+from masksam_deploy.base.errors import BundleError, DisagreementError, MaskSamError, OutputError
 from masksam_deploy.bundle.rules import MANIFEST_NAME
 from masksam_deploy.cli import app
-from masksam_deploy.comparison import DisagreementError
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from masksam_deploy import Volume, read_volume, write_labels
-from masksam_deploy.base.errors import MissingDependencyError, OutputError
+from masksam_deploy.base.errors import DiceTooLowError, MissingDependencyError, OutputError
 from masksam_deploy.cli.evaluate import evaluate
-from masksam_deploy.evaluation import DiceTooLowError
 from tests.evaluation.test_folders import cube, write
 
 Image = pytest.importorskip("PIL.Image")

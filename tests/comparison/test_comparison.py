@@ -10,24 +10,16 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from masksam_deploy.base.errors import BundleError, ScanError
+from masksam_deploy.base.errors import BundleError, DisagreementError, ScanError
 from masksam_deploy.base.volume import Geometry, Volume
 from masksam_deploy.bundle.directory import Bundle
 from masksam_deploy.bundle.rules import MANIFEST_NAME
-from masksam_deploy.comparison import (
-    Comparison,
-    DisagreementError,
-    ScanComparison,
-    Side,
-    check_agreement,
-    check_dice,
-    compare,
-    dice_per_class,
-    overlap,
-)
-from masksam_deploy.comparison.comparison import _extremes, _Kept
+from masksam_deploy.comparison import Comparison, ScanComparison, Side, check_agreement, check_dice, compare
+from masksam_deploy.comparison.comparison import _extremes, _overlap
 from masksam_deploy.comparison.files import to_dict, write_csv
 from masksam_deploy.comparison.gates import share
+from masksam_deploy.metrics.label_maps import PackedLabels
+from masksam_deploy.metrics.overlap import dice_per_class, overlap
 from tests.example_bundle import make_bundle
 
 NAMES = {0: "background", 1: "ventricle", 2: "muscle", 700: "atrium"}
@@ -86,14 +78,15 @@ def geometry(shape_zyx: tuple[int, ...]) -> Geometry:
 
 
 def test_a_kept_label_map_comes_back_whole() -> None:
-    kept = _Kept.of(Volume(A[:, :, ::-1], geometry(A.shape)))
-    assert kept.overlap_with(Volume(A[:, :, ::-1], geometry(A.shape)), NAMES, Path("s")).agreement == 1
+    kept = PackedLabels.of(Volume(A[:, :, ::-1], geometry(A.shape)))
+    np.testing.assert_array_equal(kept.array, A[:, :, ::-1])
+    assert (kept.array.dtype, kept.geometry) == (A.dtype, geometry(A.shape))
 
 
 def test_a_scan_that_changes_between_the_two_sides_is_refused() -> None:
-    kept = _Kept.of(Volume(A, geometry(A.shape)))
+    kept = PackedLabels.of(Volume(A, geometry(A.shape)))
     with pytest.raises(ScanError, match="another grid than a moment ago"):
-        kept.overlap_with(Volume(A[:1], geometry((1, *A.shape[1:]))), NAMES, Path("scan.nii.gz"))
+        _overlap(kept, Volume(A[:1], geometry((1, *A.shape[1:]))), NAMES, Path("scan.nii.gz"))
 
 
 @pytest.fixture

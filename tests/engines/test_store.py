@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -269,3 +271,17 @@ def test_a_bundle_with_validation_scans_must_list_and_match_them(bundle: Bundle,
         manifest.write_text(json.dumps(content | {"validation": [case]}))
         with pytest.raises(BundleError, match=message):
             Bundle.load(own)
+
+
+def test_opening_an_engine_loads_nothing_that_builds_engines(built: Bundle) -> None:
+    code = (
+        "import sys\n"
+        "from masksam_deploy.bundle.directory import Bundle\n"
+        "from masksam_deploy.engines.choose import open_network\n"
+        "network, choice = open_network(Bundle.load(sys.argv[1]), threads=1)\n"
+        "import masksam_deploy.runtimes.tensorrt.chain\n"
+        "assert choice.engine is not None and network.engine\n"
+        "print([name for name in sys.modules if name.startswith(('masksam_deploy.engines.build', 'onnx.'))])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, built.path], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("[]\n", "")

@@ -17,8 +17,8 @@ from masksam_deploy.runtimes import tensorrt
 API = Path(__file__).parent / "tensorrt_api"
 VERSIONS = ("10.3.0", "10.16.1.11", "11.4.0.106")
 SOURCES = Path(str(tensorrt.__file__)).parent
-SESSION = ("engine.py",)
-SHARED = ("network.py", "serialize.py", "inspector.py", "log.py", "timing_cache.py")
+SESSION = ("engine.py", "log.py")
+SHARED = ("network.py", "serialize.py", "inspector.py", "timing_cache.py")
 
 # What these variables (and attributes of the same names) hold wherever TensorRT is used.
 CLASSES = {

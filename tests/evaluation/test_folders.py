@@ -10,10 +10,10 @@ import pytest
 import SimpleITK
 from numpy.typing import NDArray
 
-from masksam_deploy.evaluation import EvaluationError, evaluate_folders
-from masksam_deploy.evaluation.errors import DiceTooLowError
+from masksam_deploy.base.errors import DiceTooLowError, EvaluationError
+from masksam_deploy.evaluation import evaluate_folders
 from masksam_deploy.evaluation.evaluation import check_mean_dice
-from masksam_deploy.metrics.label_maps import read_label_names
+from masksam_deploy.evaluation.label_names import read_label_names
 
 
 def cube(value: int = 1, shift: int = 0) -> NDArray[np.uint8]:

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from scipy.ndimage import binary_erosion
 from scipy.spatial.distance import cdist
 
+from masksam_deploy.base.errors import EvaluationError
 from masksam_deploy.base.volume import Array, Geometry, Volume
-from masksam_deploy.evaluation import ClassMetrics, EvaluationError, evaluate_case
+from masksam_deploy.evaluation import ClassMetrics, evaluate_case
 
 IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 SHAPES = st.tuples(*[st.integers(2, 7)] * 3)

@@ -16,13 +16,14 @@ import torch
 
 from masksam_deploy.base.errors import ExportError, OutputError, ParityError
 from masksam_deploy.bundle.directory import Bundle
-from masksam_deploy.bundle.manifest import Graph, Labels, Port, Preprocessing
+from masksam_deploy.bundle.manifest import Graph, Label, Labels, Port, Preprocessing
 from masksam_export.families.masksam.checkpoint import TrainedMaskSAM, load_checkpoint
 from masksam_export.families.masksam.config import ModelConfig
 from masksam_export.families.masksam.graphs import graph_parts
 from masksam_export.families.masksam.model import MaskSAM
 from masksam_export.families.masksam.official import ACDC
 from masksam_export.onnx_export import FORBIDDEN_OPS, check_graph, export_bundle, export_graphs
+from masksam_export.run_export import _tell as tell
 from tests.export.golden import NAMES, Golden
 from tests.export.test_model import variations
 
@@ -112,6 +113,37 @@ def test_bundle_records_where_it_came_from_and_how_well_it_agrees(cardiac_bundle
         assert isinstance(figures, dict)
         assert figures["semseg_max_abs_error"] <= 1e-3  # type: ignore[operator]
     assert json.loads((cardiac_bundle / "manifest.json").read_text())["model"]["variant"] == "p256"
+
+
+def test_a_bundle_of_regions_is_judged_as_regions_and_says_so(
+    cardiac_case: Path,
+    golden_graphs: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    model = Golden.read("tiny_acdc").model()
+    with graph_parts(model) as parts:
+        graphs = tuple(Graph(name=p.name, file=f"{p.name}.onnx", inputs=p.inputs, outputs=p.outputs) for p in parts)
+
+    def exported_before(_: MaskSAM, target: Path, **__: object) -> tuple[Graph, ...]:
+        shutil.copytree(golden_graphs["tiny_acdc"], target, dirs_exist_ok=True)
+        return graphs
+
+    monkeypatch.setattr("masksam_export.onnx_export.export_graphs", exported_before)
+    names = [Label(name=f"region {index}", value=index + 1) for index in range(model.config.classes)]
+    trained = replace(
+        load_checkpoint(cardiac_case / "checkpoint_final.pth"),
+        model=model,
+        labels=Labels(decision="regions", classes=tuple(names)),
+    )
+    bundle = export_bundle(trained, tmp_path / "regions.masksam")
+    for figures in bundle.manifest.provenance.parity.values():
+        assert isinstance(figures, dict)
+        assert figures["regions_agreement_without_ties"] == 1.0
+        assert "argmax_agreement" not in figures
+    tell(bundle, 1.0)
+    assert "same class on 100.000% of the voxels" in capsys.readouterr().out
 
 
 def trained_with(model: MaskSAM) -> TrainedMaskSAM:

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
 from masksam_deploy.base.errors import ParityError
-from masksam_deploy.bundle.manifest import Graph
+from masksam_deploy.bundle.manifest import Graph, Port
 from masksam_export.families.masksam.graphs import graph_parts
 from masksam_export.families.masksam.model import MaskSAM
 from masksam_export.verify import Reference, example_inputs, reference_outputs, verify_chain
@@ -55,7 +56,7 @@ def with_other_prompts(
 
 
 def verify(folder: Path, graphs: tuple[Graph, ...], reference: Reference) -> dict[str, Any]:
-    figures = verify_chain(folder, graphs, {"structured": reference}, batched=False)["structured"]
+    figures = verify_chain(folder, graphs, {"structured": reference}, "argmax", batched=False)["structured"]
     assert isinstance(figures, dict)
     return figures
 
@@ -109,6 +110,46 @@ def test_a_box_edge_that_differs_for_no_reason_is_a_disagreement(
     other = with_other_prompts(model, reference, box=4.0, box_distance=far)
     with pytest.raises(ParityError, match="0 mask pixels and 1 box edges"):
         verify(golden_graphs["tiny_acdc"], graphs, other)
+
+
+def identity_graph(folder: Path, shape: tuple[int, ...]) -> Graph:
+    """A graph whose class scores are its image."""
+    batched: list[str | int | None] = ["B", *shape[1:]]
+    ports = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, batched) for name in ("image", "semseg")]
+    node = onnx.helper.make_node("Identity", ["image"], ["semseg"])
+    made = onnx.helper.make_model(
+        onnx.helper.make_graph([node], "decoder", ports[:1], ports[1:]),
+        opset_imports=[onnx.helper.make_opsetid("", 20)],
+        ir_version=10,
+    )
+    onnx.save(made, str(folder / "decoder.onnx"))
+    image, semseg = (Port(name=name, dtype="float32", shape=("B", *shape[1:])) for name in ("image", "semseg"))
+    return Graph(name="decoder", file="decoder.onnx", inputs=(image,), outputs=(semseg,))
+
+
+def test_overlapping_regions_with_almost_the_same_scores_are_no_disagreement(tmp_path: Path) -> None:
+    """Which region is higher differs on both sides, and means nothing: each is decided by itself."""
+    outer = np.random.default_rng(0).uniform(-3, 3, (1, 1, 2, 32, 32))
+    scores = np.concatenate([outer, outer + 3e-4], axis=1).astype(np.float32)
+    moved = scores + np.array([4e-4, -4e-4], np.float32).reshape(1, 2, 1, 1, 1)
+    expected = np.where(np.abs(scores) < 1e-3, scores, moved)
+    nothing = np.zeros(0, np.float32)
+    reference = Reference({"image": scores, "semseg": expected}, nothing, nothing, nothing)
+    graph = identity_graph(tmp_path, scores.shape)
+    figures = verify_chain(tmp_path, [graph], {"noise": reference}, "regions", batched=False)["noise"]
+    assert isinstance(figures, dict)
+    assert figures["regions_agreement_without_ties"] == figures["regions_agreement"] == 1.0
+    with pytest.raises(ParityError, match="same class on"):
+        verify_chain(tmp_path, [graph], {"noise": reference}, "argmax", batched=False)
+
+
+def test_a_region_that_takes_other_voxels_is_a_disagreement(tmp_path: Path) -> None:
+    scores = np.random.default_rng(0).uniform(2e-4, 4e-4, (1, 2, 2, 32, 32)).astype(np.float32)
+    nothing = np.zeros(0, np.float32)
+    reference = Reference({"image": scores, "semseg": -scores}, nothing, nothing, nothing)
+    graph = identity_graph(tmp_path, scores.shape)
+    with pytest.raises(ParityError, match="same class on"):
+        verify_chain(tmp_path, [graph], {"noise": reference}, "regions", batched=False)
 
 
 def test_example_inputs_are_normalised_different_and_repeatable(model: MaskSAM) -> None:

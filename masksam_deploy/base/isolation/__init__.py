@@ -14,7 +14,7 @@ limits.py      what a worker may take
 ```
 
 What a worker does is a module with two names: `PRELOAD`, modules that the server imports once for all workers, and
-`serve(wire)`, which answers requests until the wire ends (`io.scan_worker`, `backends.onnxruntime.worker`).
+`serve(wire)`, which answers requests until the wire ends (`io.scan_worker`, `runtimes.onnxruntime.worker`).
 """
 
 from masksam_deploy.base.isolation.shared import SharedArray

@@ -13,14 +13,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from masksam_deploy.base.errors import BackendError, MaskSamError, MissingDependencyError
+from masksam_deploy.base.errors import BackendError, MaskSamError
 from masksam_deploy.base.memory import available_memory
+from masksam_deploy.base.optional import OptionalPackage
 from masksam_deploy.base.text import one_line
 from masksam_deploy.runtimes.cuda.plan import MAKE_ROOM
 from masksam_deploy.runtimes.tensorrt.engine import is_out_of_memory
 
 ALIGNMENT = 256
 """Of working memory for TensorRT, and the least of it that is allocated; the driver aligns its memory so."""
+
+CUDA_CORE = OptionalPackage("cuda.core", "cuda-core", "gpu", "running TensorRT's engines")
 
 
 class Gpu:
@@ -99,16 +102,7 @@ def import_cuda_core() -> Any:
         MissingDependencyError: it is not installed.
         BackendError: it is installed and does not load.
     """
-    try:
-        import cuda.core
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError("cuda-core", "gpu", "running TensorRT's engines") from error
-    except (ImportError, OSError) as error:
-        raise BackendError(
-            f"cuda-core is installed but does not load: {one_line(str(error))}; needs: "
-            "pip install --force-reinstall 'masksam-deploy[gpu]'"
-        ) from error
-    return cuda.core
+    return CUDA_CORE.load()
 
 
 class _HostMemory:

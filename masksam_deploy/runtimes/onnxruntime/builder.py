@@ -7,7 +7,6 @@ No optimised model is stored: it would bind the file to one processor and one ve
 from __future__ import annotations
 
 import json
-import platform
 import shutil
 import time
 from collections import Counter
@@ -21,7 +20,6 @@ from numpy.typing import NDArray
 
 from masksam_deploy.base.atomic import atomic_path, check_writable
 from masksam_deploy.base.errors import BackendError, EngineError
-from masksam_deploy.base.nvidia import find_gpus
 from masksam_deploy.base.text import one_line, shown
 from masksam_deploy.runtimes.base import Device
 from masksam_deploy.runtimes.builder import (
@@ -35,6 +33,7 @@ from masksam_deploy.runtimes.builder import (
 )
 from masksam_deploy.runtimes.onnxruntime import PROVIDERS, BareSession, SessionSettings, import_runtime, thread_count
 from masksam_deploy.runtimes.spec import Precision, Target
+from masksam_deploy.runtimes.versions import onnxruntime_facts
 
 _NOT_HERE = "the typed graph itself is the engine"
 _REFUSED = {
@@ -62,15 +61,9 @@ class OnnxRuntimeBuilder:
         self._device = device
 
     def facts(self, options: BuildOptions) -> dict[str, str]:
-        """See `Builder.facts`. The file runs elsewhere too; its speed was seen here."""
+        """See `Builder.facts`."""
         del options
-        version = str(import_runtime(self._device).__version__)
-        facts = {"onnxruntime": version, "device": self._device, "machine": platform.machine()}
-        if self._device == "cuda":
-            gpus = find_gpus()
-            found = {"gpu": gpus.devices[0].name if gpus.devices else None, "driver": gpus.driver}
-            facts |= {name: value for name, value in found.items() if value}
-        return facts
+        return onnxruntime_facts(self._device)
 
     def check(self, options: BuildOptions) -> None:
         """See `Builder.check`."""

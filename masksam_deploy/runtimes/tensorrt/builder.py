@@ -5,15 +5,13 @@ tests of TensorRT for RTX, which has the same API.
 
 from __future__ import annotations
 
-import platform
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from masksam_deploy.base.errors import BackendError, EngineError, MissingDependencyError
+from masksam_deploy.base.errors import EngineError
 from masksam_deploy.base.nvidia import Gpus, find_gpus, jetson_release
-from masksam_deploy.base.text import one_line
 from masksam_deploy.runtimes.builder import (
     BuildOptions,
     BuiltEngine,
@@ -25,6 +23,7 @@ from masksam_deploy.runtimes.spec import Precision, Target
 from masksam_deploy.runtimes.tensorrt import timing_cache
 from masksam_deploy.runtimes.tensorrt.log import Log
 from masksam_deploy.runtimes.tensorrt.network import Recipe, build_engine
+from masksam_deploy.runtimes.versions import import_tensorrt, tensorrt_facts, tensorrt_install_line
 
 OLDEST = (10, 3)
 _AMPERE = (8, 0)
@@ -38,14 +37,9 @@ class TensorRTBuilder:
     suffix = ".engine"
 
     def facts(self, options: BuildOptions) -> dict[str, str]:
-        """See `Builder.facts`: an engine is bound to all of these, unless it was built to be compatible."""
+        """See `Builder.facts`."""
         del options
-        gpus = find_gpus()
-        facts = {"tensorrt": str(import_tensorrt().__version__)}
-        if gpus.devices:
-            facts |= {"gpu": gpus.devices[0].name, "gpus": gpus.devices[0].sm}
-        found = {"driver": gpus.driver, "cuda_driver": gpus.cuda, "jetson": jetson_release()}
-        return facts | {name: value for name, value in found.items() if value}
+        return tensorrt_facts()
 
     def check(self, options: BuildOptions) -> None:
         """See `Builder.check`."""
@@ -112,42 +106,7 @@ def check_version(found: str) -> None:
     numbers = tuple(int(number) for number in re.findall(r"\d+", found)[:2])
     if numbers < OLDEST:
         oldest = ".".join(map(str, OLDEST))
-        raise EngineError(f"found TensorRT {found}, expected {oldest} or newer; needs: {install_line()}")
-
-
-def import_tensorrt() -> Any:
-    """The module `tensorrt`.
-
-    Raises:
-        MissingDependencyError: it is not installed.
-        BackendError: it is installed and does not load.
-    """
-    try:
-        import tensorrt
-    except ModuleNotFoundError as error:
-        if error.name != "tensorrt":
-            raise BackendError(f"TensorRT is incomplete: {one_line(str(error))}; needs: {install_line()}") from error
-        raise MissingDependencyError("tensorrt", "", "target 'tensorrt'", install_line()) from error
-    except (ImportError, OSError) as error:
-        raise BackendError(
-            f"TensorRT is installed but does not load: {one_line(str(error))}; needs: {install_line()}"
-        ) from error
-    return tensorrt
-
-
-def install_line() -> str:
-    """How to get TensorRT on this machine."""
-    if jetson_release() is not None:
-        # JetPack brings it for the system's Python; pip's wheels are for other boards.
-        return (
-            "sudo apt install nvidia-tensorrt python3-libnvinfer, and an environment made with "
-            "'/usr/bin/python3 -m venv --system-site-packages'"
-        )
-    if platform.system() not in ("Linux", "Windows"):
-        return "a machine with Linux or Windows and an NVIDIA GPU (TensorRT is made for no other)"
-    cuda = find_gpus().cuda
-    major = 12 if cuda is not None and int(cuda.split(".")[0]) < 13 else 13
-    return f"pip install tensorrt-cu{major} --extra-index-url https://pypi.nvidia.com"
+        raise EngineError(f"found TensorRT {found}, expected {oldest} or newer; needs: {tensorrt_install_line()}")
 
 
 def _check_hardware_compatible(gpus: Gpus) -> None:

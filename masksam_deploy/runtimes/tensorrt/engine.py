@@ -10,15 +10,13 @@ import mmap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from masksam_deploy.base.errors import BackendError
 from masksam_deploy.base.text import one_line
 from masksam_deploy.bundle.manifest import Graph, Port
 from masksam_deploy.runtimes.cuda.plan import MAKE_ROOM
-
-if TYPE_CHECKING:
-    from masksam_deploy.runtimes.tensorrt.log import Log
+from masksam_deploy.runtimes.tensorrt.log import Log
 
 _TYPES = {"float32": "FLOAT", "float16": "HALF"}
 _LONGEST_REASON = 300

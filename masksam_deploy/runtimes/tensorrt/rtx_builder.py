@@ -9,9 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from masksam_deploy.base.errors import BackendError, EngineError, MissingDependencyError
+from masksam_deploy.base.errors import EngineError
 from masksam_deploy.base.nvidia import find_gpus
-from masksam_deploy.base.text import one_line
 from masksam_deploy.runtimes.builder import (
     BuildOptions,
     BuiltEngine,
@@ -22,6 +21,7 @@ from masksam_deploy.runtimes.builder import (
 from masksam_deploy.runtimes.spec import Precision, Target
 from masksam_deploy.runtimes.tensorrt.log import Log
 from masksam_deploy.runtimes.tensorrt.network import Recipe, build_engine
+from masksam_deploy.runtimes.versions import import_rtx, rtx_facts, rtx_gpus
 
 _REFUSED = {
     "hardware_compatible": "its engines serve every GPU named with --gpu",
@@ -38,8 +38,8 @@ class RtxBuilder:
     suffix = ".rtx"
 
     def facts(self, options: BuildOptions) -> dict[str, str]:
-        """See `Builder.facts`: the version and the GPUs. Engines named for a GPU do not depend on this machine's."""
-        return {"tensorrt_rtx": str(import_rtx().__version__), "gpus": ",".join(_gpu_names(options))}
+        """See `Builder.facts`."""
+        return rtx_facts(options.gpus)
 
     def check(self, options: BuildOptions) -> None:
         """See `Builder.check`."""
@@ -50,7 +50,7 @@ class RtxBuilder:
         what_is_known = f"TensorRT for RTX {trt.__version__} builds for {', '.join(known)}"
         if options.strip_weights and not find_gpus().devices:
             raise EngineError("--strip-weights: found no GPU, which this needs in TensorRT for RTX; leave it out")
-        names = _gpu_names(options)
+        names = rtx_gpus(options.gpus)
         if not names:
             raise EngineError(
                 f"target 'rtx': found {find_gpus().problem}, expected the names of GPUs to build for, e.g. "
@@ -93,28 +93,3 @@ def known_gpus(trt: Any) -> tuple[str, ...]:
     """GPUs that this version builds for: `sm75` …, oldest first."""
     names = [name.lower() for name in trt.ComputeCapability.__members__ if name.startswith("SM")]
     return tuple(sorted(names, key=lambda name: int(name[2:])))
-
-
-def import_rtx() -> Any:
-    """The module `tensorrt_rtx_bindings`.
-
-    Raises:
-        MissingDependencyError: it is not installed.
-        BackendError: it is installed and does not load.
-    """
-    try:
-        import tensorrt_rtx_bindings
-    except ModuleNotFoundError as error:
-        if error.name != "tensorrt_rtx_bindings":
-            raise BackendError(f"TensorRT for RTX is incomplete: {one_line(str(error))}; reinstall it") from error
-        raise MissingDependencyError("tensorrt-rtx-cu13-bindings", "rtx", "building for target 'rtx'") from error
-    except (ImportError, OSError) as error:
-        raise BackendError(
-            f"TensorRT for RTX is installed but does not load: {one_line(str(error))}; needs: "
-            "pip install --force-reinstall 'masksam-deploy[rtx]'"
-        ) from error
-    return tensorrt_rtx_bindings
-
-
-def _gpu_names(options: BuildOptions) -> tuple[str, ...]:
-    return options.gpus or tuple(gpu.sm for gpu in find_gpus().devices[:1])

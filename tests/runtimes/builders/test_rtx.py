@@ -15,7 +15,8 @@ from masksam_deploy.base.errors import EngineError, OutputError
 from masksam_deploy.base.nvidia import find_gpus
 from masksam_deploy.runtimes.registry import BuildOptions, Precision, open_builder
 from masksam_deploy.runtimes.tensorrt.network import contraction_types
-from masksam_deploy.runtimes.tensorrt.rtx_builder import import_rtx, known_gpus
+from masksam_deploy.runtimes.tensorrt.rtx_builder import known_gpus
+from masksam_deploy.runtimes.versions import import_rtx
 from tests.runtimes.builders.graphs import model, onnx, write_graph
 
 pytest.importorskip("tensorrt_rtx_bindings", reason="needs the 'rtx' extra (Linux)")

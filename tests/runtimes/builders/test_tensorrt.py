@@ -13,9 +13,10 @@ import pytest
 from masksam_deploy.base.errors import BackendError, EngineError, MissingDependencyError
 from masksam_deploy.base.nvidia import find_gpus
 from masksam_deploy.runtimes.registry import BuildOptions, open_builder
-from masksam_deploy.runtimes.tensorrt.builder import check_version, install_line, recipe_for, set_options
+from masksam_deploy.runtimes.tensorrt.builder import check_version, recipe_for, set_options
 from masksam_deploy.runtimes.tensorrt.log import open_log
 from masksam_deploy.runtimes.tensorrt.network import build_engine
+from masksam_deploy.runtimes.versions import tensorrt_install_line
 from tests.runtimes.builders.graphs import write_graph
 
 no_tensorrt = pytest.mark.skipif(find_spec("tensorrt") is not None, reason="TensorRT is installed")
@@ -40,8 +41,8 @@ def test_a_jetson_is_told_to_use_what_its_system_brings(tmp_path: Path, monkeypa
     release = tmp_path / "nv_tegra_release"
     release.write_text("# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic, EABI: aarch64\n")
     monkeypatch.setattr("masksam_deploy.base.nvidia.JETSON_RELEASE", release)
-    assert install_line().startswith("sudo apt install nvidia-tensorrt python3-libnvinfer")
-    assert "--system-site-packages" in install_line()
+    assert tensorrt_install_line().startswith("sudo apt install nvidia-tensorrt python3-libnvinfer")
+    assert "--system-site-packages" in tensorrt_install_line()
 
 
 def test_bindings_without_their_libraries_are_told_from_no_tensorrt(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from math import isfinite
 from pathlib import Path
 
 from masksam_deploy.base.atomic import atomic_path
-from masksam_deploy.base.errors import MissingDependencyError
+from masksam_deploy.base.optional import OptionalPackage
 
 
 @dataclass(frozen=True)
@@ -75,16 +75,18 @@ def _cell(value: float | None) -> str:
     return "" if value is None or not isfinite(value) else f"{value:.5f}"
 
 
+_MATPLOTLIB = OptionalPackage("matplotlib.figure", "matplotlib", "cpu,train", "training curves")
+
+
 def draw_curves(path: Path, epochs: Sequence[Epoch], label_names: Sequence[str]) -> None:
     """Losses and learning rate above, validation Dice below, as a PNG.
 
     Raises:
         MissingDependencyError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingDependencyError("matplotlib", "cpu,train", "training curves") from error
+    _MATPLOTLIB.require()
+    from matplotlib.figure import Figure
+
     measured = [epoch for epoch in epochs if epoch.dice is not None]
     panels = 2 if measured else 1  # without validation there is no Dice to show
     figure = Figure(figsize=(8, 3.5 * panels), layout="constrained")

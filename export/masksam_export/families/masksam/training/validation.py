@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from masksam_deploy.bundle.manifest import Labels, Preprocessing
-from masksam_deploy.comparison import dice_per_class
+from masksam_deploy.metrics.overlap import dice_per_class
 from masksam_deploy.scan_path.labels_host import labels_from_scores
 from masksam_deploy.scan_path.windows import stream_scores
 from masksam_export.families.masksam.model import MaskSAM

@@ -1,4 +1,4 @@
-"""How two label maps of one scan overlap, counted in one pass."""
+"""How two label maps of one scan, or two sets of masks, overlap: the one home of Dice and IoU."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from masksam_deploy.base.volume import Array
 
 Counts = NDArray[np.int64]
+Masks = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -66,12 +67,12 @@ def overlap(a: Array, b: Array, names: Mapping[int, str], voxel_ml: float) -> Ov
     values = _values(names)
     joint = _joint_counts(a, b, values)
     same, total, background = int(np.trace(joint)), int(joint.sum()), int(joint[0, 0])
-    dice = _dice(joint)
+    shares = _dice(joint)
     classes = []
     for code, value in enumerate(values[1:], start=1):
         in_a, in_b = int(joint[code].sum()), int(joint[:, code].sum())
         differing = in_a + in_b - 2 * int(joint[code, code])
-        classes.append(ClassOverlap(value, names[value], dice[code], in_a, in_b, differing, differing * voxel_ml))
+        classes.append(ClassOverlap(value, names[value], shares[code], in_a, in_b, differing, differing * voxel_ml))
     return Overlap(
         agreement=same / total,
         foreground_agreement=(same - background) / (total - background) if total > background else None,
@@ -94,13 +95,34 @@ def dice_per_class(a: Array, b: Array, values: Iterable[int]) -> dict[int, float
     return dict(zip(known[1:], _dice(_joint_counts(a, b, known))[1:], strict=True))
 
 
+def mask_dice(a: Masks, b: Masks) -> list[float | None]:
+    """Dice of each pair of masks; None where both are empty, 0 where one is.
+
+    Args:
+        a, b: masks `[N, ...]` of the same shape; those of one array may overlap.
+    """
+    return [dice(int((one & other).sum()), int(one.sum()), int(other.sum())) for one, other in zip(a, b, strict=True)]
+
+
+def dice(common: int, size_a: int, size_b: int) -> float | None:
+    """2 |A and B| / (|A| + |B|); None where both are empty."""
+    total = size_a + size_b
+    return 2 * common / total if total else None
+
+
+def iou(common: int, size_a: int, size_b: int) -> float | None:
+    """|A and B| / |A or B|; None where both are empty."""
+    union = size_a + size_b - common
+    return common / union if union else None
+
+
 def _values(values: Iterable[int]) -> list[int]:
     return [0, *sorted(set(values) - {0})]
 
 
 def _dice(joint: Counts) -> list[float | None]:
-    sizes = joint.sum(axis=0) + joint.sum(axis=1)
-    return [2 * int(both) / int(size) if size else None for both, size in zip(np.diag(joint), sizes, strict=True)]
+    common, in_a, in_b = np.diag(joint).tolist(), joint.sum(axis=1).tolist(), joint.sum(axis=0).tolist()
+    return [dice(*counts) for counts in zip(common, in_a, in_b, strict=True)]
 
 
 def _joint_counts(a: Array, b: Array, values: list[int]) -> Counts:
