@@ -60,6 +60,14 @@ def _leave_litter() -> None:
     _crash()
 
 
+def _leave_heir() -> None:
+    if os.fork() == 0:
+        os.setsid()
+        time.sleep(20)
+        os._exit(0)
+    os._exit(0)
+
+
 _DEEDS: dict[str, Callable[[], None]] = {
     "crash": _crash,
     "loop": _loop,
@@ -67,6 +75,7 @@ _DEEDS: dict[str, Callable[[], None]] = {
     "memory": _take_memory,
     "leave": _leave,
     "fail": _fail,
+    "heir": _leave_heir,
     "litter": _leave_litter,
     "nonsense": _say_nonsense,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -139,6 +140,66 @@ def test_no_process_and_no_file_is_left_behind(data: Path) -> None:
             return
         time.sleep(0.05)
     raise AssertionError("the server outlived its process")
+
+
+def test_a_process_that_got_the_number_of_a_dead_worker_is_left_alone(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with IsolatedScan(data / "dicom" / "oblique") as scan:
+        number = scan._worker.pid
+        assert number is not None
+        os.kill(number, signal.SIGKILL)
+        while Path(f"/proc/{number}").exists():
+            time.sleep(0.01)
+        time.sleep(0.2)  # until the server, which has waited for it, has told so
+        killed: list[int] = []
+        monkeypatch.setattr(os, "kill", lambda pid, _: killed.append(pid))
+        with pytest.raises(ScanError, match="SIGKILL"), SharedArray((1, *scan.geometry.shape_zyx)) as memory:
+            scan.read_into(memory, 0)
+    assert killed == []
+
+
+def test_a_worker_whose_connection_another_process_keeps_open_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readers = Workers("tests.io.planted_readers")
+    monkeypatch.setattr(isolated_scan, "READERS", readers)
+    monkeypatch.setattr(isolated_scan, "seconds_to_open", lambda _: (1, 1))
+    started = time.monotonic()
+    assert "the reader crashed on it" in refusal(tmp_path / "open-heir.nii")
+    assert time.monotonic() - started < 15
+    readers.stop()
+
+
+def test_a_server_without_free_file_descriptors_keeps_its_workers(data: Path, readers: Workers) -> None:
+    resource = pytest.importorskip("resource")
+    with IsolatedScan(data / "dicom" / "oblique") as scan, SharedArray((1, *scan.geometry.shape_zyx)) as memory:
+        pid = server_of(readers).pid
+        _, second, *_ = sorted(set(range(100)) - {int(file.name) for file in Path(f"/proc/{pid}/fd").iterdir()})
+        limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        # One more fits, and a worker needs two.
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (second, limits[1]))
+        with pytest.raises(ScanError, match="no process can be started"):
+            IsolatedScan(data / "dicom" / "oblique")
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
+        with IsolatedScan(data / "dicom" / "oblique"):
+            scan.read_into(memory, 0)
+
+
+def test_an_interrupt_while_a_worker_starts_leaves_nothing_open(
+    data: Path, readers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(_: int) -> None:
+        raise KeyboardInterrupt
+
+    read_volume(data / "dicom" / "oblique")
+    open_files = len(list(Path("/proc/self/fd").iterdir()))
+    with monkeypatch.context() as patched:
+        patched.setattr(workers, "_number_from", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            readers.new()
+    gc.collect()
+    assert len(list(Path("/proc/self/fd").iterdir())) == open_files
 
 
 def test_a_scan_that_is_given_up_ends_its_worker(data: Path) -> None:

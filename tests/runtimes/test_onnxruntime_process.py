@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import signal
@@ -17,15 +18,18 @@ import pytest
 
 pytest.importorskip("onnx", reason="builds its network with onnx")
 
-from onnx import NodeProto, helper
 
 from masksam_deploy.base.errors import BackendError, MemoryLimitError, NetworkCrashError
 from masksam_deploy.base.isolation import Workers
 from masksam_deploy.bundle.directory import Bundle
 from masksam_deploy.runtimes import GraphChain, open_chain
-from masksam_deploy.runtimes.onnxruntime import OnnxRuntimeSession, RuntimeProcess, process
+from masksam_deploy.runtimes.onnxruntime import (
+    OnnxRuntimeSession,
+    RuntimeProcess,
+    process,
+)
 from tests.engines.small_bundle import PATCH, make_bundle, write_ball_scans
-from tests.runtimes.test_onnxruntime_limits import MAIN, before
+from tests.runtimes.test_onnxruntime_limits import MAIN
 
 IMAGE = np.random.default_rng(0).random((1, 1, *PATCH), np.float32)
 Plant = Callable[[str], None]
@@ -68,7 +72,7 @@ def test_a_network_that_crashed_says_so_ever_after_and_a_new_one_works(bundle: B
         first = chain(IMAGE).copy()
         with pytest.raises(NetworkCrashError, match="SIGSEGV"):
             chain(IMAGE)
-        with pytest.raises(NetworkCrashError, match=r"has ended: SIGSEGV; make a new Segmenter"):
+        with pytest.raises(NetworkCrashError, match=r"^the worker .* has ended: SIGSEGV; make a new Segmenter$"):
             chain(IMAGE)
     with open_chain(bundle, threads=1) as again:
         np.testing.assert_array_equal(again(IMAGE), first)
@@ -109,54 +113,6 @@ def test_both_kinds_of_workers_give_the_same_bytes(bundle: Bundle, monkeypatch: 
         assert chain(IMAGE).tobytes() == forked.tobytes()
 
 
-def empty(*nodes: NodeProto) -> list[NodeProto]:
-    """Nodes that make something of `empty`, which has no elements, and a number `more` of all."""
-    return [
-        helper.make_node("Slice", ["image", "zero", "zero", "one"], ["sliced"]),
-        helper.make_node("Reshape", ["sliced", "flat"], ["empty"], allowzero=1),
-        *nodes,
-        helper.make_node("ReduceMax", ["made"], ["more"], keepdims=0),
-    ]
-
-
-CONSTANTS = {
-    "zero": np.array([0]),
-    "one": np.array([1]),
-    "flat": np.array([2, 0]),
-    "nothing": np.zeros(0, np.float32),
-    "sizes": np.array([0, 0]),
-}
-CRASHES = {
-    "normalisation": [helper.make_node("LayerNormalization", ["empty", "nothing"], ["made"], axis=-1)],
-    "split": [
-        helper.make_node("Split", ["empty", "sizes"], ["made", "other"], axis=1),
-    ],
-    "softmax": [helper.make_node("Softmax", ["empty"], ["made"], axis=0)],
-    "product": [
-        helper.make_node("Transpose", ["empty"], ["turned"]),
-        helper.make_node("MatMul", ["turned", "empty"], ["made"]),
-    ],
-}
-
-
-@pytest.mark.parametrize("name", CRASHES)
-def test_a_graph_of_empty_tensors_does_not_end_the_command_without_a_word(tmp_path: Path, name: str) -> None:
-    hostile = make_bundle(tmp_path / "hostile.masksam").path
-    before(hostile, empty(*CRASHES[name]), CONSTANTS)
-    write_ball_scans(tmp_path / "scans", range(1))
-    output = tmp_path / "seg.nii.gz"
-    scan = tmp_path / "scans" / "scan_0.nii.gz"
-    command = [sys.executable, "-c", f"import sys\n{MAIN}", "infer", str(scan), "-b", str(hostile), "-o", str(output)]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
-    if ended.returncode == 0:  # this ONNX Runtime computes it
-        assert output.exists()
-        return
-    assert ended.returncode == 2, ended
-    assert ended.stderr.startswith("error: "), ended.stderr
-    assert ended.stderr.count("\n") == 1
-    assert not output.exists()
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="there is a forking server on Linux only")
 def test_a_run_over_many_scans_ends_cleanly_when_its_network_crashes(bundle: Bundle, tmp_path: Path) -> None:
     scans, results = tmp_path / "scans", tmp_path / "results"
@@ -194,6 +150,21 @@ def test_results_of_earlier_runs_stay_as_they_were(bundle: Bundle) -> None:
     session.run({"image": IMAGE + 1})
     session.close()
     np.testing.assert_array_equal(first, kept)
+
+
+@pytest.mark.parametrize(
+    ("number", "part"), [(errno.EMFILE, "ulimit -n"), (errno.EFBIG, "ulimit -f"), (errno.ENFILE, "file descriptor")]
+)
+def test_limits_of_files_are_not_taken_for_limits_of_memory(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, number: int, part: str
+) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(process, "SharedArray", refused)
+    with open_chain(bundle, threads=1) as chain, pytest.raises(BackendError, match=part) as caught:
+        chain(IMAGE)
+    assert "memory" not in str(caught.value) or number == errno.EFBIG
 
 
 def test_windows_of_other_sizes_follow_each_other(bundle: Bundle) -> None:
@@ -276,6 +247,72 @@ def test_a_process_that_its_host_forks_leaves_the_network_alone(bundle: Bundle) 
                 os._exit(code)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         np.testing.assert_array_equal(chain(IMAGE), first)
+
+
+def run_code(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """A host program of its own, with a network `chain` and an `image`."""
+    start = (
+        "import os, signal, sys, threading, time, numpy\n"
+        "from masksam_deploy.runtimes import open_chain; from masksam_deploy.bundle.directory import Bundle\n"
+        "from masksam_deploy.base.errors import BackendError, NetworkCrashError\n"
+        f"image = numpy.ones((1, 1, *{PATCH}), numpy.float32)\n"
+        "chain = open_chain(Bundle.load(sys.argv[1]), threads=1)\n"
+    )
+    command = [sys.executable, "-c", start + code, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_a_process_that_is_forked_while_the_network_runs_does_not_wait_for_it(bundle: Bundle) -> None:
+    code = """
+from masksam_deploy.runtimes.onnxruntime import process
+running, go_on = threading.Event(), threading.Event()
+real = process.RuntimeProcess._ask
+def ask(*given):
+    running.set()
+    go_on.wait()
+    return real(*given)
+process.RuntimeProcess._ask = ask
+thread = threading.Thread(target=chain, args=(image,))
+thread.start()
+running.wait()
+process.RuntimeProcess._ask = real
+child = os.fork()
+if child == 0:
+    signal.alarm(20)
+    try:
+        chain(image)
+    except BackendError as error:
+        assert "forked from" in str(error)
+        chain.close()
+        os._exit(0)
+    os._exit(1)
+go_on.set()
+thread.join()
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), chain(image).shape)
+"""
+    ended = run_code(code, bundle.path)
+    assert ended.stdout.startswith("0 (1,"), ended
+
+
+def test_a_handler_of_a_signal_can_close_a_network_that_runs(bundle: Bundle) -> None:
+    code = """
+def close(*_):
+    try:
+        chain(image)
+    except BackendError as error:
+        print(error)
+    chain.close()
+signal.signal(signal.SIGINT, close)
+threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+try:
+    while True: chain(image)
+except (NetworkCrashError, BackendError) as error:
+    print(error)
+"""
+    ended = run_code(code, bundle.path)
+    assert ended.returncode == 0, ended
+    assert "closed" in ended.stdout.splitlines()[-1], ended
 
 
 def test_an_interrupted_network_is_closed(bundle: Bundle) -> None:

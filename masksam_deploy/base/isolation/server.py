@@ -81,8 +81,12 @@ class _Server:
             message, fds, _, _ = socket.recv_fds(self._control, len(NEW), 2)
         except OSError:
             return False
-        if message != NEW or len(fds) != 2:
+        if message != NEW:
             return False
+        if len(fds) != 2:  # no room for them: the other side learns of no worker
+            for fd in fds:
+                os.close(fd)
+            return True
         connection, status = fds
         try:
             worker = os.fork()
@@ -91,6 +95,7 @@ class _Server:
             os.close(status)
             return True
         if worker == 0:
+            os.close(status)  # a worker that was taken over cannot tell its own end
             self._become_worker(connection)
         os.close(connection)
         self._told[worker] = status

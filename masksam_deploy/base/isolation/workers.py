@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -17,6 +18,10 @@ from typing import Protocol
 
 from masksam_deploy.base.isolation.server import NEW, STATUS
 from masksam_deploy.base.isolation.wire import Wire
+
+if sys.platform == "linux":
+    import fcntl
+    import termios
 
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": "1"}
 _FORKS = sys.platform == "linux"
@@ -102,31 +107,33 @@ class _ForkedWorker:
     """Forked by the server."""
 
     def __init__(self, server: _Server) -> None:
-        ours, its = socket.socketpair()
+        self._connection, its = socket.socketpair()
         self._status, tells = os.pipe()
+        self._code: int | None = None
         try:
-            with its:
-                server.ask(its.fileno(), tells)
-        except BaseException:
-            ours.close()
+            try:
+                with its:
+                    server.ask(its.fileno(), tells)
+            finally:
+                os.close(tells)
+            self.pid = _number_from(self._status)
+            if self.pid is None:
+                raise OSError(errno.EAGAIN, "the worker process ended at once, or could not be forked")
+        except BaseException:  # a worker that was forked finds its connection closed, and ends
+            self._connection.close()
             os.close(self._status)
             raise
-        finally:
-            os.close(tells)
-        with ours:
-            self.wire = Wire(ours.makefile("rb"), ours.makefile("wb"))
-        self._code: int | None = None
-        self.pid = _number_from(self._status)
-        if self.pid is None:
-            self.wire.close()
-            os.close(self._status)
-            raise OSError(errno.EAGAIN, "the worker process ended at once, or could not be forked")
+        with self._connection:  # which stays open for as long as these two are
+            self.wire = Wire(self._connection.makefile("rb"), self._connection.makefile("wb"))
 
     def kill(self) -> None:
         """See `Worker`."""
-        if self.pid is not None:
+        pid, status = self.pid, self._status  # another thread may be waiting for its end
+        if pid is not None and not _has_told(status):
             with suppress(ProcessLookupError):
-                os.kill(self.pid, signal.SIGKILL)
+                os.kill(pid, signal.SIGKILL)
+        with suppress(OSError):  # a process that it forked may hold the other end
+            self._connection.shutdown(socket.SHUT_RDWR)
 
     def ended(self) -> int | None:
         """See `Worker`."""
@@ -144,6 +151,19 @@ def _number_from(status: int) -> int | None:
     """What the server tells next of a worker; None if the server has ended."""
     content = os.read(status, STATUS.size)
     return int(STATUS.unpack(content)[0]) if len(content) == STATUS.size else None
+
+
+def _has_told(status: int) -> bool:
+    """Whether the server has told a worker's end, and so waited for it: its number may be another process's by now."""
+    if sys.platform != "linux":  # no server forks there
+        return False
+    told = bytearray(struct.calcsize("i"))
+    try:
+        fcntl.ioctl(status, termios.FIONREAD, told)
+    except (OSError, ValueError):
+        return True  # it was read, and closed
+    (count,) = struct.unpack("i", told)
+    return int(count) >= STATUS.size
 
 
 class _SpawnedWorker:

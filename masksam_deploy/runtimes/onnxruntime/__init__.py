@@ -7,6 +7,7 @@ process never runs one: a worker does, and its end is a `NetworkCrashError` here
 session.py     what others use: a graph of a bundle, or any other graph
 process.py     the worker process, seen from here
 worker.py      what the worker does
+packed.py      the results of a run in one block of memory
 settings.py    how a graph is loaded
 library.py     the onnxruntime module itself
 ```

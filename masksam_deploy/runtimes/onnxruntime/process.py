@@ -6,9 +6,11 @@ import errno
 import os
 import threading
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,16 +24,21 @@ from masksam_deploy.base.isolation.workers import end, how_it_ended
 from masksam_deploy.base.memory import network_headroom, peak_memory
 from masksam_deploy.runtimes.base import Device
 from masksam_deploy.runtimes.onnxruntime.library import import_runtime
+from masksam_deploy.runtimes.onnxruntime.packed import Described, packed_size, unpacked
 from masksam_deploy.runtimes.onnxruntime.settings import SessionSettings
 from masksam_deploy.runtimes.onnxruntime.worker import FAILED, MEMORY, MISSING, REFUSED, TIME
 
 T = TypeVar("T")
+U = TypeVar("U")
 
 _FORKED = Workers("masksam_deploy.runtimes.onnxruntime.worker")
 # A process that forks after CUDA was loaded has no CUDA: a GPU's worker is a new interpreter.
 _SPAWNED = Workers("masksam_deploy.runtimes.onnxruntime.worker", forks=False)
 _PATIENCE = 5.0
 """Seconds beyond its limit for which a worker that should have given up is waited for, before it is killed."""
+_SMALL = 2**24
+"""Bytes of results that are copied. Larger ones stay in memory that was shared, which keeps a file descriptor open for
+as long as somebody holds them: many of those do not fit into memory, many small ones would use up the descriptors."""
 _TYPES = ("bool", "uint8", "int8", "int32", "int64", "float16", "float32", "float64")
 _KINDS = (TIME, MEMORY, REFUSED, FAILED)
 
@@ -51,6 +58,10 @@ class RuntimeRefusedError(Exception):
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
         self.kind = kind
+
+
+class AlreadyEndedError(NetworkCrashError):
+    """The worker had ended before it was asked: the graph that is to run now is not to blame."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +105,8 @@ class RuntimeProcess:
                 f"found that no process can be started to run the network ({error.strerror}), expected one; close "
                 "other programs, or raise the limits of memory, files and processes"
             ) from error
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal's handler may close the network in the midst of a run
+        self._at_work = False
         self._ended: str | None = None
         self._buffers: dict[tuple[int, str], SharedArray] = {}
         self._loaded: set[int] = set()
@@ -125,7 +137,7 @@ class RuntimeProcess:
             "headroom": network_headroom() if self._device == "cpu" else None,
             "cores": sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
         }
-        with self._lock:
+        with self._turn():
             answer = self._ask(request, seconds)
             graph = self._understood(_loaded_graph, answer)
             self._loaded.add(graph.number)
@@ -150,7 +162,7 @@ class RuntimeProcess:
             RuntimeRefusedError: it failed, or took longer.
             NetworkCrashError: it crashed.
         """
-        with self._lock:
+        with self._turn():
             inputs = [self._given(graph, name, np.asarray(feed)) for name, feed in feeds.items()]
             request: Message = {
                 "do": "run",
@@ -165,14 +177,18 @@ class RuntimeProcess:
 
     def end_profiling(self, graph: LoadedGraph) -> str:
         """Where the profile was written, for a graph that was loaded with one."""
-        with self._lock:
+        with self._turn():
             return str(self._ask({"do": "end profiling", "number": graph.number}, None).get("profile"))
 
     def unload(self, graph: LoadedGraph) -> None:
         """Free a graph's memory; with the last one, the process ends."""
+        if not self._is_own():  # whoever held the lock when this process was forked is not in it
+            return
         with self._lock:
             self._loaded.discard(graph.number)
-            if self._loaded and self._ended is None and self._is_own():
+            if self._at_work:
+                self._end_with("it was closed while it was at work")
+            elif self._loaded and self._ended is None:
                 self._ask({"do": "unload", "number": graph.number}, None)
         self.end_if_unused()
 
@@ -187,6 +203,24 @@ class RuntimeProcess:
         """Most bytes of memory that the worker ever held; None where the system does not say."""
         return None if self._worker.pid is None else peak_memory(self._worker.pid)
 
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Wait until other threads are answered.
+
+        Raises:
+            BackendError: this process was forked from the worker's; or a signal's handler asks in the midst of a run.
+        """
+        if not self._is_own():
+            raise BackendError("the network belongs to the process that this one was forked from; make a new Segmenter")
+        with self._lock:
+            if self._at_work:
+                raise BackendError("the network is at work for the code that a signal interrupted; use another one")
+            self._at_work = True
+            try:
+                yield
+            finally:
+                self._at_work = False
+
     def _given(self, graph: LoadedGraph, name: str, feed: NDArray[Any]) -> dict[str, Any]:
         """Put an input where the worker can read it."""
         if feed.dtype.name not in _TYPES:
@@ -200,16 +234,13 @@ class RuntimeProcess:
         np.copyto(buffer.array, feed)
         return {"name": name, "path": buffer.path, "shape": list(feed.shape), "dtype": feed.dtype.name}
 
-    def _taken(self, results: list[tuple[tuple[int, ...], str]]) -> list[NDArray[Any]]:
+    def _taken(self, results: Sequence[Described]) -> list[NDArray[Any]]:
         """Have the results of the last run written into memory of this process."""
-        given: list[SharedArray] = []
-        try:
-            given.extend(_shared(shape, dtype) for shape, dtype in results)
-            self._ask({"do": "take", "paths": [memory.path for memory in given]}, None)
-        finally:
-            for memory in given:
-                memory.close()
-        return [memory.array for memory in given]
+        size = packed_size(results)
+        with _shared((size,), "uint8") as memory:
+            arrays = self._understood(partial(unpacked, memory.array), results)
+            self._ask({"do": "take", "path": memory.path}, None)
+        return arrays if size > _SMALL else [array.copy() for array in arrays]
 
     def _ask(self, request: Message, seconds: float | None) -> Message:
         """One request and its answer.
@@ -218,9 +249,7 @@ class RuntimeProcess:
             RuntimeRefusedError, NetworkCrashError, BackendError, MissingDependencyError: see `load`.
         """
         if self._ended is not None:
-            raise NetworkCrashError(f"the worker process of the network has ended: {self._ended}; make a new Segmenter")
-        if not self._is_own():
-            raise BackendError("the network belongs to the process that this one was forked from; make a new Segmenter")
+            raise AlreadyEndedError(f"the worker process of the network has ended: {self._ended}; make a new Segmenter")
         wire = self._worker.wire
 
         def exchange() -> Message:
@@ -260,11 +289,12 @@ class RuntimeProcess:
         return os.getpid() == self._owner
 
     def _end_with(self, why: str) -> str:
-        self._ended = why
+        """End the worker; gives the first reason for which it was ended."""
+        self._ended = self._ended or why
         self._end()
-        return why
+        return self._ended
 
-    def _understood(self, reader: Callable[[Mapping[str, Any]], T], answer: Message) -> T:
+    def _understood(self, reader: Callable[[U], T], answer: U) -> T:
         """What a worker says is not trusted: one that was taken over by a graph may say anything."""
         try:
             return reader(answer)
@@ -278,16 +308,24 @@ def _end_own(worker: Worker, owner: int) -> None:
         end(worker)
 
 
+_LIMITS = {
+    errno.EFBIG: "a limit on the size of files, which memory that processes share counts as (ulimit -f)",
+    errno.EMFILE: "no free file descriptor in this process (ulimit -n)",
+    errno.ENFILE: "no free file descriptor in this system",
+}
+
+
 def _shared(shape: tuple[int, ...], dtype: str) -> SharedArray:
     try:
         return SharedArray(shape, dtype)
     except (OSError, ValueError, OverflowError) as error:
-        if isinstance(error, OSError) and error.errno == errno.EFBIG:
+        limit = _LIMITS.get(error.errno or 0) if isinstance(error, OSError) else None
+        size = prod(shape) * np.dtype(dtype).itemsize
+        if limit:
             raise BackendError(
-                f"a tensor of {list(shape)} finds a limit on the size of files, which memory that processes share "
-                "counts as, expected none; raise the limit (ulimit -f)"
+                f"{size} bytes of tensors found {limit}, expected room for them; raise the limit"
             ) from error
-        raise RuntimeRefusedError(MEMORY, f"no memory for a tensor of {list(shape)}: {error}") from error
+        raise RuntimeRefusedError(MEMORY, f"no memory for {size} bytes of tensors: {error}") from error
 
 
 def _loaded_graph(answer: Mapping[str, Any]) -> LoadedGraph:
@@ -304,14 +342,14 @@ def _port(value: Mapping[str, Any]) -> FilePort:
     return FilePort(str(value["name"]), str(value["type"]), shape)
 
 
-def _described_results(count: int, answer: Mapping[str, Any]) -> list[tuple[tuple[int, ...], str]]:
+def _described_results(count: int, answer: Mapping[str, Any]) -> list[Described]:
     """Shapes and types, so far as they can be those of arrays."""
     results = []
     for value in answer["results"]:
         shape, dtype = tuple(int(size) for size in value["shape"]), str(value["dtype"])
         if min(shape, default=0) < 0 or dtype not in _TYPES:
             raise ValueError("not the shape and type of an array")
-        results.append((shape, dtype))
+        results.append(Described(shape, dtype))
     if len(results) != count:
         raise ValueError("not as many results as were asked for")
     return results

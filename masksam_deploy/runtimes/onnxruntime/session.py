@@ -11,12 +11,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from masksam_deploy.base.errors import BackendError, MaskSamError, MemoryLimitError, NetworkCrashError
-from masksam_deploy.base.text import one_line
+from masksam_deploy.base.text import one_line, shown
 from masksam_deploy.bundle.graph_check import check_graph
 from masksam_deploy.bundle.manifest import Graph, Port
 from masksam_deploy.runtimes.base import Device, Tensors
 from masksam_deploy.runtimes.onnxruntime.library import LONGEST_REASON
-from masksam_deploy.runtimes.onnxruntime.process import FilePort, LoadedGraph, RuntimeProcess, RuntimeRefusedError
+from masksam_deploy.runtimes.onnxruntime.process import (
+    AlreadyEndedError,
+    FilePort,
+    LoadedGraph,
+    RuntimeProcess,
+    RuntimeRefusedError,
+)
 from masksam_deploy.runtimes.onnxruntime.settings import PROVIDERS, SessionSettings, thread_count
 from masksam_deploy.runtimes.onnxruntime.worker import MEMORY, TIME
 
@@ -93,7 +99,7 @@ class OnnxRuntimeSession:
         if loaded is None:
             raise BackendError("the network is closed; make a new Segmenter")
         inputs = {port.name: feeds[port.name] for port in self._graph.inputs}
-        with self._explained("run in"):
+        with _explained(f"graph '{self._graph.name}'", "run in", self.run_timeout):
             results = self._process.run(loaded, self._outputs, inputs, self.run_timeout)
         return dict(zip(self._outputs, results, strict=True))
 
@@ -110,7 +116,7 @@ class OnnxRuntimeSession:
         return self._process.peak_memory()
 
     def _load(self, path: Path, settings: SessionSettings) -> None:
-        with self._explained("load in"):
+        with _explained(f"graph '{self._graph.name}'", "load in", self.run_timeout):
             self._loaded = self._process.load(path, settings, self.run_timeout)
         self.provider = self._loaded.provider
         if self.provider != PROVIDERS[self.device]:
@@ -119,34 +125,6 @@ class OnnxRuntimeSession:
                 "GPU driver and the CUDA and cuDNN libraries that this ONNX Runtime needs are installed"
             )
         _check_ports(self._graph, self._loaded)
-
-    @contextmanager
-    def _explained(self, what: str) -> Iterator[None]:
-        """Errors of the runtime as ours."""
-        name = f"graph '{self._graph.name}'"
-        try:
-            yield
-        except RuntimeRefusedError as error:
-            raise self._error(what, error) from error
-        except NetworkCrashError as error:
-            raise NetworkCrashError(
-                f"{name} did not {what} ONNX Runtime: {error}, expected it to run; check where the bundle comes from, "
-                "export it again, or close other programs if the system ended it for want of memory"
-            ) from error
-
-    def _error(self, what: str, error: RuntimeRefusedError) -> MaskSamError:
-        name, reason = f"graph '{self._graph.name}'", one_line(str(error), LONGEST_REASON)
-        if error.kind == TIME:
-            return BackendError(
-                f"{name} took more than {self.run_timeout:g} s to {what} ONNX Runtime, expected it to be done by then; "
-                "give it more time (infer --run-timeout), use a faster machine, or check where the bundle comes from"
-            )
-        if error.kind == MEMORY:
-            return MemoryLimitError(
-                f"{name} found too little memory to {what} ONNX Runtime, expected more: {reason}; close other "
-                "programs, use a larger machine, or check where the bundle comes from"
-            )
-        return BackendError(f"{name} does not {what} ONNX Runtime: {reason}")
 
 
 class BareSession:
@@ -160,14 +138,15 @@ class BareSession:
         device: where it runs.
 
     Raises:
-        RuntimeRefusedError: ONNX Runtime does not load it.
-        NetworkCrashError: it crashed.
+        BackendError, NetworkCrashError, MemoryLimitError: as for a bundle's graph.
     """
 
     def __init__(self, path: Path, settings: SessionSettings, device: Device = "cpu") -> None:
+        self._name = f"graph '{shown(path.name)}'"
         self._process = RuntimeProcess(device)
         try:
-            self._loaded = self._process.load(path, settings)
+            with _explained(self._name, "load in"):
+                self._loaded = self._process.load(path, settings)
         finally:
             self._process.end_if_unused()
 
@@ -175,10 +154,10 @@ class BareSession:
         """Results of a run, in the order of `outputs`; None for all.
 
         Raises:
-            RuntimeRefusedError: it failed.
-            NetworkCrashError: ONNX Runtime crashed on it.
+            BackendError, NetworkCrashError, MemoryLimitError: as for a bundle's graph.
         """
-        return self._process.run(self._loaded, outputs, feeds)
+        with _explained(self._name, "run in"):
+            return self._process.run(self._loaded, outputs, feeds)
 
     def get_inputs(self) -> tuple[FilePort, ...]:
         """The graph's inputs."""
@@ -190,7 +169,45 @@ class BareSession:
 
     def end_profiling(self) -> str:
         """Where the profile was written."""
-        return self._process.end_profiling(self._loaded)
+        with _explained(self._name, "end its profile in"):
+            return self._process.end_profiling(self._loaded)
+
+
+@contextmanager
+def _explained(name: str, what: str, limit: float | None = None) -> Iterator[None]:
+    """Errors of the runtime as ours.
+
+    Args:
+        name: of the graph.
+        what: it was to do.
+        limit: seconds that it had for that.
+    """
+    try:
+        yield
+    except RuntimeRefusedError as error:
+        raise _refusal(name, what, error, limit) from error
+    except AlreadyEndedError:
+        raise
+    except NetworkCrashError as error:
+        raise NetworkCrashError(
+            f"{name} did not {what} ONNX Runtime: {error}, expected it to run; check where the bundle comes from, "
+            "export it again, or close other programs if the system ended it for want of memory"
+        ) from error
+
+
+def _refusal(name: str, what: str, error: RuntimeRefusedError, limit: float | None) -> MaskSamError:
+    reason = one_line(str(error), LONGEST_REASON)
+    if error.kind == TIME and limit is not None:
+        return BackendError(
+            f"{name} took more than {limit:g} s to {what} ONNX Runtime, expected it to be done by then; "
+            "give it more time (infer --run-timeout), use a faster machine, or check where the bundle comes from"
+        )
+    if error.kind == MEMORY:
+        return MemoryLimitError(
+            f"{name} found too little memory to {what} ONNX Runtime, expected more: {reason}; close other "
+            "programs, use a larger machine, or check where the bundle comes from"
+        )
+    return BackendError(f"{name} does not {what} ONNX Runtime: {reason}")
 
 
 def _settings(threads: int | None, lean: bool) -> SessionSettings:

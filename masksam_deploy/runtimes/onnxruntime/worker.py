@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from itertools import count
 from typing import Any
@@ -23,6 +23,7 @@ from masksam_deploy.base.isolation.limits import limit_data, no_core
 from masksam_deploy.base.isolation.shared import map_shared
 from masksam_deploy.base.text import one_line
 from masksam_deploy.runtimes.onnxruntime.library import FATAL_ONLY, import_runtime, session_options
+from masksam_deploy.runtimes.onnxruntime.packed import Described, packed_size, unpacked
 from masksam_deploy.runtimes.onnxruntime.settings import PROVIDERS, SessionSettings, provider_options
 
 PRELOAD = ("masksam_deploy.runtimes.onnxruntime.preloaded",)
@@ -107,13 +108,15 @@ class _Sessions:
 
         results = interruptible(lambda: session.run(request["outputs"], feeds, options), stop, request["seconds"])
         self._results = [np.asarray(result) for result in results]
-        return {"results": [{"shape": list(r.shape), "dtype": r.dtype.name} for r in self._results]}
+        return {"results": [tensor._asdict() for tensor in _described(self._results)]}
 
     def take(self, request: Mapping[str, Any]) -> Message:
         """Write the results of the last run to shared memory, and forget them."""
         results, self._results = self._results, []
-        for result, path in zip(results, request["paths"], strict=True):
-            np.copyto(map_shared(path, result.shape, result.dtype), result)
+        tensors = _described(results)
+        block = map_shared(request["path"], (packed_size(tensors),), np.uint8)
+        for place, result in zip(unpacked(block, tensors), results, strict=True):
+            np.copyto(place, result)
         return {}
 
     def end_profiling(self, request: Mapping[str, Any]) -> Message:
@@ -124,6 +127,10 @@ class _Sessions:
         """Free a graph's memory."""
         self._sessions.pop(request["number"], None)
         return {}
+
+
+def _described(arrays: Sequence[NDArray[Any]]) -> list[Described]:
+    return [Described(array.shape, array.dtype.name) for array in arrays]
 
 
 def _check_available(runtime: Any, device: Any) -> None:
