@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from masksam_deploy.base.volume import Geometry, Volume
 from masksam_deploy.bundle.directory import Bundle
+from masksam_deploy.bundle.recipe import AxisSize, Spacing
 from masksam_deploy.engines.gate import validation_cases
 from masksam_deploy.io import read_volume
 from masksam_deploy.io.cases import digest
@@ -74,10 +75,10 @@ def synthetic_scan(bundle: Bundle, shape: tuple[int, int, int] | None = None) ->
         bundle: for its channels, patch and spacing.
         shape: voxels z, y, x; by default one and a half patches.
     """
-    preprocessing = bundle.manifest.preprocessing
-    scan_axis = [preprocessing.transpose_forward.index(axis) for axis in range(3)]
+    recipe = bundle.manifest.recipe.grid
+    scan_axis = [recipe.transpose.index(axis) for axis in (0, 1, 2)]
     # A tenth finer than the network's grid: resampling must not be skipped.
-    z, y, x = (0.9 * preprocessing.spacing[axis] for axis in scan_axis)
+    z, y, x = (0.9 * _spacing(recipe.size[axis]) for axis in scan_axis)
     if shape is None:
         patch = bundle.patch_size
         depth, height, width = (round(_PATCHES * patch[axis] / 0.9) for axis in scan_axis)
@@ -87,6 +88,11 @@ def synthetic_scan(bundle: Bundle, shape: tuple[int, int, int] | None = None) ->
     grid = np.ogrid[tuple(slice(-1, 1, size * 1j) for size in shape)]
     array[:, sum(axis**2 for axis in grid) < 0.3] += 100
     return Volume(array, Geometry(shape[::-1], (x, y, z), (0.0, 0.0, 0.0), _AXIS_ALIGNED))
+
+
+def _spacing(size: AxisSize) -> float:
+    """Of a network's axis in mm; 1 where the recipe states none."""
+    return size.mm if isinstance(size, Spacing) else 1.0
 
 
 def windows_of(bundle: Bundle, scan: BenchScan, count: int, step: float) -> list[Window]:
