@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from masksam_deploy.base.errors import OutputError, ScanError
 from masksam_deploy.base.text import shown
 from masksam_deploy.bundle.directory import Bundle, reporting_writes
-from masksam_deploy.bundle.interim import recipe_from
 from masksam_deploy.io import read_volume
 from masksam_deploy.io.cases import ScanFiles, digest
 from masksam_deploy.runtimes.onnxruntime import OnnxRuntimeSession
@@ -73,7 +72,7 @@ def calibration_windows(
             f"found {len(scans)} calibration scans for {most} windows, expected at most as many scans as windows; "
             "allow more windows, or name fewer scans"
         )
-    recipe = recipe_from(bundle.manifest.preprocessing)
+    recipe = bundle.manifest.recipe
     windows: list[Window] = []
     digests: dict[str, str] = {}
     for number, scan in enumerate(scans):

@@ -18,7 +18,6 @@ from masksam_deploy.base.memory import require
 from masksam_deploy.base.threads import usable_cores
 from masksam_deploy.base.volume import Volume
 from masksam_deploy.bundle.directory import Bundle
-from masksam_deploy.bundle.interim import recipe_from
 from masksam_deploy.io.grid import check_grid
 from masksam_deploy.runtimes import Device, GraphChain, Network, open_chain
 from masksam_deploy.scan_path.frame import ScanFrame, scan_frame
@@ -107,7 +106,7 @@ class Segmenter:
         self._accumulator = accumulator
         self._step = step
         manifest = self.bundle.manifest
-        self._recipe = with_step(recipe_from(manifest.preprocessing, manifest.mirror_axes), step)
+        self._recipe = with_step(manifest.recipe, step)
         self._max_ram = max_ram
         self._threads = min(threads or usable_cores(), MOST_THREADS)
         started = time.perf_counter()

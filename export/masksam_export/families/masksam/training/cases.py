@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 
 from masksam_deploy.base.errors import DatasetError, ScanError
 from masksam_deploy.base.volume import Volume
-from masksam_deploy.bundle.interim import recipe_from
-from masksam_deploy.bundle.manifest import Preprocessing
+from masksam_deploy.bundle.nnunet import Preprocessing, recipe_of
 from masksam_deploy.bundle.recipe import Resampling
 from masksam_deploy.scan_path.frame import ScanFrame
 from masksam_deploy.scan_path.prepare import prepare
@@ -64,7 +63,7 @@ def prepare_case(case: Case, dataset: Dataset, preprocessing: Preprocessing, *, 
     """
     scan, reference = load_case(case, dataset)
     try:
-        prepared = prepare(scan, recipe_from(preprocessing))
+        prepared = prepare(scan, recipe_of(preprocessing))
     except ScanError as error:
         raise DatasetError(f"case '{case.name}': {error}") from error
     return PreparedCase(

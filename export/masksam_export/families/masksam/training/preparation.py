@@ -8,7 +8,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from masksam_deploy.bundle.manifest import Labels, Preprocessing
+from masksam_deploy.bundle.manifest import Labels
+from masksam_deploy.bundle.nnunet import Preprocessing
 from masksam_deploy.bundle.recipe import Windows
 from masksam_deploy.scan_path.tiles import window_count
 from masksam_export.families.masksam.training.cases import PreparedCase, prepare_case, split_cases
