@@ -20,8 +20,8 @@ from masksam_deploy.engines.gate import validation_cases
 from masksam_deploy.io import read_volume
 from masksam_deploy.io.cases import digest
 from masksam_deploy.io.write_scan import write_scan
-from masksam_deploy.scan_path.prepare import preprocess
-from masksam_deploy.scan_path.windows import cut_windows, window_count
+from masksam_deploy.scan_path.prepare import prepare
+from masksam_deploy.scan_path.tiles import cut_windows, window_count, with_step
 
 Window: TypeAlias = NDArray[np.float32]
 Origin: TypeAlias = Literal["given", "validation", "synthetic"]
@@ -101,13 +101,13 @@ def windows_of(bundle: Bundle, scan: BenchScan, count: int, step: float) -> list
     Raises:
         ScanError: it cannot be read or does not fit the model.
     """
-    spec = bundle.manifest.preprocessing
-    data = preprocess(read_volume(scan.paths), spec).data
+    recipe = with_step(bundle.manifest.recipe, step)
+    data = prepare(read_volume(scan.paths), recipe).data
     _, depth, height, width = data.shape
-    total = window_count((depth, height, width), bundle.patch_size, step)
+    total = window_count((depth, height, width), bundle.patch_size, recipe.windows)
     # Spread over the inside: the first and last windows hold mostly air.
     wanted = {int((number + 0.5) * total / min(count, total)) for number in range(min(count, total))}
-    return [w for position, w in enumerate(cut_windows(data, bundle.patch_size, step)) if position in wanted]
+    return [w for position, w in enumerate(cut_windows(data, bundle.patch_size, recipe)) if position in wanted]
 
 
 def windows_sha256(windows: list[Window]) -> str:
