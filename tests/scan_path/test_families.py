@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,14 +19,20 @@ from masksam_deploy.bundle.recipe import Clip, Count, Keep, MinMax, Recipe, Resa
 from masksam_deploy.scan_path.labels_gpu import why_not_on_gpu
 from masksam_deploy.scan_path.labels_host import labels_from_scores
 from masksam_deploy.scan_path.prepare import prepare
+from masksam_deploy.scan_path.tiles import cut_windows
 from masksam_deploy.scan_path.windows import stream_scores
 from tests.scan_path.recipes import recipe_for
 
+GOLDEN = Path(__file__).parents[1] / "data" / "scan_path" / "b_ct_crops"
 Floats = NDArray[np.float32]
 SIDE, CLASSES, SLICES = 8, 4, 5
 PLANE_CORNERS = (Keep(), Count(voxels=SIDE), Count(voxels=SIDE))
 # On windows: the constants cancel, as the smallest and the largest intensity of the window follow.
-STACK = (Clip(lower=-200, upper=250), Scale(subtract=-200, divide=450 / 255), Scale(subtract=50.22, divide=68.47))
+STACK = (
+    Clip(lower=-200, upper=250),
+    Scale(subtract=-200, divide=450 / 255),
+    Scale(subtract=50.21997497685108, divide=68.47153712416372),
+)
 MA_SAM = recipe_for(
     on_window=(*STACK, MinMax(over="window", guard="added", epsilon=1e-8)),
     grid={"crop": "none", "flip": (1, 2)},
@@ -51,6 +58,12 @@ H_SAM = recipe_for(
 )
 
 
+def volume_of(array: NDArray[Any]) -> Volume:
+    z, y, x = array.shape
+    axes = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
+    return Volume(array, Geometry((x, y, z), (1.0, 1.0, 3.0), (0.0, 0.0, 0.0), axes))
+
+
 def scan_of(shape: tuple[int, int, int], seed: int) -> Floats:
     return (np.random.default_rng(seed).normal(size=shape) * 200).astype(np.float32)
 
@@ -65,9 +78,7 @@ def network(window: Floats) -> Floats:
 
 def segmented(scan: Floats, recipe: Recipe, depth: int, threads: int = 1) -> tuple[NDArray[Any], Floats]:
     """Labels, and the scores on the network's grid that they come from."""
-    z, y, x = scan.shape
-    axes = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
-    prepared = prepare(Volume(scan, Geometry((x, y, z), (1.0, 1.0, 3.0), (0.0, 0.0, 0.0), axes)), recipe)
+    prepared = prepare(volume_of(scan), recipe)
     patch = (depth, *prepared.frame.network_shape[1:])
     planes = [
         *stream_scores(
@@ -92,7 +103,7 @@ def ma_sam(scan: Floats) -> NDArray[np.float64]:
     sums, count = np.zeros((CLASSES, *padded.shape)), np.zeros(len(padded))
     for z in range(len(scan)):
         stack = padded[z : z + SLICES, ::-1, ::-1]
-        stack = ((np.clip(stack, -200, 250) + 200) / 450 * 255 - 50.22) / 68.47
+        stack = ((np.clip(stack, -200, 250) + 200) / 450 * 255 - 50.21997497685108) / 68.47153712416372
         stack = (stack - stack.min()) / (stack.max() - stack.min() + 1e-8)
         scores = network(stack[None, None].astype(np.float32))[0].astype(np.float64)
         shares = np.exp(scores) / np.exp(scores).sum(axis=0)
@@ -118,6 +129,28 @@ def test_stacks_of_neighbouring_slices_vote_as_in_ma_sams_loop(
     ranked = np.sort(expected, axis=0)
     clear = ranked[-1] - ranked[-2] > 1e-3
     np.testing.assert_array_equal(labels[clear], expected.argmax(axis=0)[clear])
+
+
+def test_stacks_of_a_ct_are_what_the_released_ma_sam_made_of_them() -> None:
+    golden = np.load(GOLDEN / "ma_sam.npz")
+    data = prepare(volume_of(golden["slices_zyx"]), MA_SAM).data
+    windows = list(cut_windows(data, (SLICES, 96, 96), MA_SAM))
+    assert len(windows) == 8
+    for index in (0, 5):
+        found = windows[index][0, 0, :, ::2, ::2]
+        # Measured: 1.2e-7; the released code computes in float64 up to the last steps.
+        np.testing.assert_allclose(found, golden[f"stack_{index}_sub"], rtol=0, atol=1e-6)
+
+
+def test_a_slice_of_a_ct_is_what_the_released_h_sam_made_of_it() -> None:
+    golden = np.load(GOLDEN / "h_sam.npz")
+    side = (Keep(), Count(voxels=224), Count(voxels=224))
+    recipe = H_SAM.model_copy(update={"grid": H_SAM.grid.model_copy(update={"size": side, "flip": ()})})
+    data = prepare(volume_of(golden["slice_yx"][None]), recipe).data[0, 0]
+    # Measured: 3e-17.
+    np.testing.assert_allclose(data[::2, ::2], golden["input_sub"], rtol=0, atol=1e-6)
+    assert data[:, -2].any()
+    assert not data[:, -1].any()  # rounding puts 116 voxels' last of 224 samples behind the axis
 
 
 def h_sam(scan: Floats) -> NDArray[Any]:
@@ -156,8 +189,7 @@ def test_behind_the_last_voxel_of_the_networks_grid_labels_are_0(size: int) -> N
     scan = scan_of((1, size, size), 0)
     recipe = H_SAM.model_copy(update={"scores": H_SAM.scores.model_copy(update={"before_sum": "sigmoid"})})
     ones = Labels(classes=tuple(Label(name=f"class {k}", value=1) for k in range(CLASSES)))
-    axes = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
-    prepared = prepare(Volume(scan, Geometry((size, size, 1), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), axes)), recipe)
+    prepared = prepare(volume_of(scan), recipe)
     scores = np.zeros((CLASSES, 1, SIDE, SIDE), np.float32)
     labels = labels_from_scores([(0, scores)], prepared.frame, recipe.scores, ones)
     expected = ndimage.zoom(np.ones((SIDE, SIDE), np.uint8), size / SIDE, order=0)[:, ::-1]
@@ -185,9 +217,7 @@ def test_regions_of_probabilities_are_those_above_one_half() -> None:
     above = np.nextafter(np.float32(0.5), np.float32(1))
     scores = np.array([0.5, above, 0.1, 0.9], np.float32).reshape(1, 1, 1, 4)
     recipe = recipe_for(scores={"before_sum": "sigmoid"})
-    axes = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
-    geometry = Geometry((4, 1, 1), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), axes)
-    frame = prepare(Volume(np.ones((1, 1, 4)), geometry), recipe).frame
+    frame = prepare(volume_of(np.ones((1, 1, 4))), recipe).frame
     labels = Labels(decision="regions", classes=(Label(name="region", value=3),))
     np.testing.assert_array_equal(labels_from_scores([(0, scores)], frame, recipe.scores, labels).ravel(), [0, 3, 0, 3])
 

@@ -139,12 +139,12 @@ def test_steps_follow_each_other_before_and_after_resampling() -> None:
     scan = random_scan((2, 6, 6))
     size = (Keep(), Count(voxels=9), Count(voxels=9))
     before: tuple[Step, ...] = (Clip(lower=100, upper=500), Scale(subtract=100, divide=400), Scale(divide=0.5))
-    after: tuple[Step, ...] = (MinMax(over="slice", epsilon=0.0), Scale(divide=1 / 255), Quantise())
+    after: tuple[Step, ...] = (MinMax(over="slice", epsilon=0.0), Scale(divide=1 / 256), Quantise())
     recipe = recipe_for(before=before, after=after, grid={"size": size, "crop": "none"})
     changed = (np.clip(scan, 100, 500) - 100) / 200
     plain = prepare(volume_of(changed.astype(np.float32)), recipe_for(grid={"size": size, "crop": "none"})).data[0]
     lowest, highest = (extreme(axis=(1, 2), keepdims=True) for extreme in (plain.min, plain.max))
-    expected = np.trunc((plain - lowest) / (highest - lowest) / np.float32(1 / 255))
+    expected = np.trunc((plain - lowest) / (highest - lowest) * 256).clip(0, 255)
     found = prepare(volume_of(scan), recipe).data[0]
     np.testing.assert_array_equal(found, expected)
     assert (found.min(), found.max()) == (0, 255)
