@@ -9,7 +9,7 @@ RUNS   := runs
 # Tests run in so many processes, each of up to 2 GB; all of a file in one, as they share what is slow to make.
 WORKERS ?= 2
 
-.PHONY: demo recipe-lv recipe-hippocampus bench test lint types contracts pytest test-slow test-lowest fuzz clean
+.PHONY: demo recipe-lv recipe-hippocampus bench check test lint types contracts fragments pytest test-slow test-lowest fuzz clean
 
 demo: $(VENV)/demo.stamp
 	mkdir -p demo
@@ -62,7 +62,10 @@ bench: $(VENV)/dev.stamp
 	$(BIN)/python -m benchmarks.encoder_rewrites
 	$(BIN)/python -m benchmarks.adapter_formulations
 
-test: lint types contracts pytest
+# What takes seconds: before every commit (`.venv/bin/pre-commit install` runs it there).
+check: lint types contracts fragments
+
+test: check pytest
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
@@ -73,6 +76,10 @@ types: $(VENV)/dev.stamp
 
 contracts: $(VENV)/dev.stamp
 	$(BIN)/lint-imports
+
+# Files in changelog.d with other names than its README says are errors.
+fragments: $(VENV)/dev.stamp
+	$(BIN)/towncrier build --draft --version unreleased >$(VENV)/fragments.txt
 
 pytest: $(VENV)/dev.stamp
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.shared_files import SharedFiles
 
 DATA = Path(__file__).parent / "data"
 
@@ -17,7 +18,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--require-gpu", action="store_true", help="fail, instead of skip, GPU tests without a GPU")
 
 
-LONG = ("tests/walk/", "tests/export/test_onnx_export.py", "tests/training/test_run.py", "tests/bench/test_nightly.py")
+LONG = (
+    "tests/walk/",
+    "tests/export/test_onnx_export.py",
+    "tests/training/test_run.py",
+    "tests/bench/test_nightly.py",
+    "tests/benchmarks/",
+)
 """Files with few tests that take long: begun last, they would leave one of two processes without work."""
 
 
@@ -31,7 +38,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def _skip(items: list[pytest.Item], marker: str, reason: str) -> None:
     for item in items:
-        if marker in item.keywords:
+        if item.get_closest_marker(marker):  # keywords hold the folders' names, too
             item.add_marker(pytest.mark.skip(reason=reason))
 
 
@@ -57,12 +64,20 @@ def cardiac_case() -> Path:
 
 
 @pytest.fixture(scope="session")
-def cardiac_bundle(cardiac_case: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The bundle exported from the cardiac checkpoint, once for all tests."""
-    pytest.importorskip("torch")
-    from masksam_export.families.masksam.checkpoint import load_checkpoint
-    from masksam_export.onnx_export import export_bundle
+def shared_files(tmp_path_factory: pytest.TempPathFactory) -> SharedFiles:
+    """What is slow to make, and made once for all test processes."""
+    return SharedFiles(tmp_path_factory.getbasetemp())
 
-    target = tmp_path_factory.mktemp("bundle") / "cardiac.masksam"
-    export_bundle(load_checkpoint(cardiac_case / "checkpoint_final.pth"), target)
-    yield target
+
+@pytest.fixture(scope="session")
+def cardiac_bundle(cardiac_case: Path, shared_files: SharedFiles, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle exported from the cardiac checkpoint."""
+    pytest.importorskip("torch")
+
+    def export(target: Path) -> None:
+        from masksam_export.families.masksam.checkpoint import load_checkpoint
+        from masksam_export.onnx_export import export_bundle
+
+        export_bundle(load_checkpoint(cardiac_case / "checkpoint_final.pth"), target)
+
+    return shared_files.copy("cardiac", export, tmp_path_factory.mktemp("bundle") / "cardiac.masksam")

@@ -17,6 +17,7 @@ from masksam_deploy.evaluation import evaluate_folders
 from masksam_deploy.io.cases import ScanFiles, find_scans
 from masksam_deploy.runtimes.registry import BuildOptions, open_builder
 from masksam_deploy.runtimes.spec import EngineSpec, Precision
+from tests.shared_files import SharedFiles
 
 ROOT = Path(__file__).parents[2]
 CHECKPOINT = ROOT / "models" / "masksam-tiny-lv" / "checkpoint_final.pth"
@@ -24,13 +25,15 @@ SAMPLE = ROOT / "examples" / "sunnybrook"
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from masksam_export.families.masksam.checkpoint import load_checkpoint
-    from masksam_export.onnx_export import export_bundle
+def bundle(shared_files: SharedFiles, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    def export(target: Path) -> None:
+        from masksam_export.families.masksam.checkpoint import load_checkpoint
+        from masksam_export.onnx_export import export_bundle
 
-    case = Case(ScanFiles("SCD0000501", (SAMPLE / "scan",)), SAMPLE / "reference.nii.gz")
-    target = tmp_path_factory.mktemp("lv") / "lv.masksam"
-    return export_bundle(load_checkpoint(CHECKPOINT), target, validation=[case]).path
+        case = Case(ScanFiles("SCD0000501", (SAMPLE / "scan",)), SAMPLE / "reference.nii.gz")
+        export_bundle(load_checkpoint(CHECKPOINT), target, validation=[case])
+
+    return shared_files.copy("tiny_lv", export, tmp_path_factory.mktemp("lv") / "lv.masksam")
 
 
 def test_a_held_out_dicom_scan_gets_the_dice_that_the_demo_promises(bundle: Path, tmp_path: Path) -> None:
