@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -10,7 +11,16 @@ import pytest
 
 from tests.shared_files import SharedFiles
 
+ROOT = Path(__file__).parents[1]
 DATA = Path(__file__).parent / "data"
+LV_CHECKPOINT = ROOT / "models" / "masksam-tiny-lv" / "checkpoint_final.pth"
+LV_EXPORT = (
+    *("--validation", "examples/sunnybrook/scan"),
+    *("--references", "examples/sunnybrook/reference.nii.gz"),
+)
+"""Options with which the demo's model is exported, from the repository's root."""
+LV_PRINTED = "printed.txt"
+"""What the export printed, in a file beside the bundle."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -20,6 +30,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 LONG = (
     "tests/walk/",
+    "tests/docs/test_commands.py",
     "tests/export/test_onnx_export.py",
     "tests/training/test_run.py",
     "tests/bench/test_nightly.py",
@@ -81,3 +92,19 @@ def cardiac_bundle(cardiac_case: Path, shared_files: SharedFiles, tmp_path_facto
         export_bundle(load_checkpoint(cardiac_case / "checkpoint_final.pth"), target)
 
     return shared_files.copy("cardiac", export, tmp_path_factory.mktemp("bundle") / "cardiac.masksam")
+
+
+@pytest.fixture(scope="session")
+def lv_bundle(shared_files: SharedFiles, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo's bundle, exported by the command line, with what that printed beside it; copy it to change it."""
+    pytest.importorskip("torch")
+    return shared_files.copy("lv", _export_lv, tmp_path_factory.mktemp("lv") / "exported") / "lv.masksam"
+
+
+def _export_lv(folder: Path) -> None:
+    folder.mkdir()
+    target = str(folder / "lv.masksam")
+    command = [sys.executable, "-m", "masksam_deploy", "export", str(LV_CHECKPOINT), "-o", target, *LV_EXPORT]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (folder / LV_PRINTED).write_text(done.stdout, encoding="utf-8")
