@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar, get_type_hints
+from typing import Any, ClassVar, get_args, get_type_hints
 
 from docutils import nodes
 from pydantic import BaseModel
@@ -30,15 +32,13 @@ def manifest_model() -> type[BaseModel]:
 
 
 def schema() -> dict[str, Any]:
-    """The JSON Schema; the strings beneath the model's fields become descriptions."""
+    """The JSON Schema; what the models' docstrings say of their fields becomes the fields' descriptions."""
     model = manifest_model()
     found = model.model_json_schema()
-    comments = ModuleAnalyzer.for_module(model.__module__).find_attr_docs()
+    models = {each.__name__: each for each in _models(model)}
     for name, definition in _definitions(found):
-        for key, value in definition.get("properties", {}).items():
-            text = " ".join(comments.get((name, key), []))
-            if text:
-                value["description"] = text.strip()
+        if name in models:
+            _describe(definition, models[name])
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **found}
 
 
@@ -46,6 +46,49 @@ def _definitions(found: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     """The model itself, then every model it is made of."""
     yield found["title"], found
     yield from found.get("$defs", {}).items()
+
+
+def _models(model: type[BaseModel]) -> set[type[BaseModel]]:
+    """The model and all that its fields are made of, whatever modules they live in."""
+    found: set[type[BaseModel]] = set()
+    waiting: list[Any] = [model]
+    while waiting:
+        kind = waiting.pop()
+        waiting += get_args(kind)
+        if isinstance(kind, type) and issubclass(kind, BaseModel) and kind not in found:
+            found.add(kind)
+            waiting += [field.annotation for field in kind.model_fields.values()]
+    return found
+
+
+def _describe(definition: dict[str, Any], model: type[BaseModel]) -> None:
+    """Take the fields' descriptions from the class's docstring, or from the strings beneath the fields."""
+    text, attributes = split_docstring(inspect.getdoc(model) or "")
+    definition["description"] = text
+    comments = ModuleAnalyzer.for_module(model.__module__).find_attr_docs()
+    for field, value in definition.get("properties", {}).items():
+        description = attributes.get(field) or " ".join(comments.get((model.__name__, field), [])).strip()
+        if description:
+            value["description"] = description
+
+
+def split_docstring(docstring: str) -> tuple[str, dict[str, str]]:
+    """A docstring without its section `Attributes`, and what that section says of each name.
+
+    Args:
+        docstring: of a class, without common indentation. An entry may name several attributes: `commit, date: ...`.
+
+    Returns:
+        The other paragraphs, and a text in one line by attribute.
+    """
+    section = re.search(r"^Attributes:\n((?:[ ]+.*\n?|\n(?=[ ]))+)", docstring, re.MULTILINE)
+    if section is None:
+        return docstring, {}
+    attributes: dict[str, str] = {}
+    for names, text in re.findall(r"^ {4}(\w[\w, ]*): (.*(?:\n {5,}.*)*)", section[1], re.MULTILINE):
+        attributes |= dict.fromkeys(names.split(", "), " ".join(text.split()))
+    paragraphs = (docstring[: section.start()].strip(), docstring[section.end() :].strip())
+    return "\n\n".join(filter(None, paragraphs)), attributes
 
 
 def text() -> str:
@@ -86,8 +129,9 @@ def _type(value: dict[str, Any]) -> str:
         return " or ".join(f"`{json.dumps(item)}`" for item in value["enum"])
     if "const" in value:
         return f"`{json.dumps(value['const'])}`"
-    if "anyOf" in value:
-        return " or ".join(dict.fromkeys(_type(item) for item in value["anyOf"]))
+    for union in ("anyOf", "oneOf"):
+        if union in value:
+            return " or ".join(dict.fromkeys(_type(item) for item in value[union]))
     return _container(value)
 
 

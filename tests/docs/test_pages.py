@@ -15,7 +15,7 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 from docs.extensions.fences import pages_of
-from docs.extensions.manifest_schema import schema
+from docs.extensions.manifest_schema import schema, split_docstring
 from docs.gallery import IMAGES, MOST_BYTES
 from docs.generate import generated
 from docs.tables import filled
@@ -72,7 +72,21 @@ def test_the_schema_describes_fields_and_takes_a_real_manifest(lv_bundle: Path) 
     found = schema()
     manifest = json.loads((lv_bundle / "manifest.json").read_text(encoding="utf-8"))
     assert set(found["required"]) <= manifest.keys() <= found["properties"].keys()
-    assert "mirrored" in found["properties"]["mirror_axes"]["description"]
+    assert "mirrored" in found["$defs"]["Windows"]["properties"]["mirror_axes"]["description"]
+
+
+def test_the_schema_describes_models_of_other_modules_and_fields_by_docstring_or_by_string() -> None:
+    defined = schema()["$defs"]
+    assert defined["MinMax"]["properties"]["over"]["description"].startswith("what the smallest and the largest are of")
+    assert defined["ValidationCase"]["properties"]["reference"]["description"] == "A label map on the scan's grid."
+    assert [name for name, model in defined.items() if "Attributes:" in model.get("description", "")] == []
+
+
+def test_a_docstring_is_split_into_its_text_and_its_attributes() -> None:
+    docstring = "A pair.\n\nAttributes:\n    left, right: a value,\n        in mm.\n    name: for people.\n\nMore."
+    text, attributes = split_docstring(docstring)
+    assert text == "A pair.\n\nMore."
+    assert attributes == {"left": "a value, in mm.", "right": "a value, in mm.", "name": "for people."}
 
 
 def test_the_readme_is_short_and_has_its_two_commands_and_its_picture() -> None:
