@@ -14,11 +14,15 @@ import pytest
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from docs.extensions.fences import pages_of
+from docs.extensions.fences import fences_of, pages_of
 from docs.extensions.manifest_schema import schema, split_docstring
 from docs.gallery import IMAGES, MOST_BYTES
 from docs.generate import generated
 from docs.tables import filled
+from masksam_deploy.bundle.manifest import Label, Labels
+from masksam_deploy.bundle.nnunet import Normalization, Preprocessing, SplineOrders, recipe_of
+from masksam_deploy.bundle.recipe import Recipe
+from masksam_deploy.bundle.recipe_rules import recipe_problems
 from tests.conftest import ROOT
 
 STATUS = ROOT / "docs" / "reference" / "status.md"
@@ -54,6 +58,40 @@ def test_paths_in_the_listing_of_the_tree_exist() -> None:
     paths = re.findall(r"`((?:masksam_deploy|export|kernels|benchmarks|tests|docs|models|examples)/[^`]*)`", text)
     assert len(paths) > 40
     assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+def test_the_layers_that_contributors_read_are_those_of_the_import_contract() -> None:
+    listed = re.search(
+        r"^## Layers.*?```text\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.M | re.S
+    )
+    contract = re.search(r"^layers = \[\n(.*?)^\]", (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.M | re.S)
+    assert listed and contract
+    assert listed[1].splitlines() == re.findall(r'"(.+)"', contract[1])
+
+
+@pytest.mark.parametrize("package", ["masksam_deploy", "export/masksam_export"])
+def test_every_room_is_in_the_listing_of_the_tree(package: str) -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    rooms = {path.parent.name for path in (ROOT / package).glob("*/__init__.py")}
+    assert rooms - set(re.findall(r"^\| (\w+) \|", text, re.MULTILINE)) == set()
+
+
+def test_the_examples_of_recipes_are_valid_and_the_first_is_nnunets() -> None:
+    page = ROOT / "docs" / "explanation" / "recipe.md"
+    recipes = [Recipe.model_validate_json(fence.code, strict=True) for fence in fences_of(page)]
+    labels = Labels(classes=(Label(name="background", value=0), Label(name="organ", value=1)))
+    assert len(recipes) == 2
+    for recipe, patch in zip(recipes, [(4, 80, 80), (5, 512, 512)], strict=True):
+        assert list(recipe_problems(recipe, labels, patch)) == []
+    plans = Preprocessing(
+        channel_names=("MRI",),
+        transpose_forward=(0, 1, 2),
+        spacing=(8.0, 4.0, 4.0),
+        normalization=(Normalization(scheme="ZScoreNormalization"),),
+        resample_data=SplineOrders(order=3, order_z=0),
+        resample_scores=SplineOrders(order=1, order_z=0),
+    )
+    assert recipes[0] == recipe_of(plans)
 
 
 def test_generated_files_are_current() -> None:
