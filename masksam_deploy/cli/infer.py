@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from masksam_deploy.engines.profiles import ProfileName
     from masksam_deploy.runtimes.base import Device
     from masksam_deploy.runtimes.spec import Precision
-    from masksam_deploy.scan_path.segmenter import ScoresOn
+    from masksam_deploy.scan_path.place import ScoresOn
     from masksam_deploy.scan_path.windows import Accumulator
 
 

@@ -19,8 +19,9 @@ from masksam_deploy.engines.store import RECORD_NAME
 from masksam_deploy.io.isolated_scan import start_reading
 from masksam_deploy.runtimes.base import Device
 from masksam_deploy.runtimes.onnxruntime import start_runtime
+from masksam_deploy.scan_path.place import ScoresOn
 from masksam_deploy.scan_path.report import Stopwatch
-from masksam_deploy.scan_path.segmenter import ON_CPU, ScoresOn, Segmenter
+from masksam_deploy.scan_path.segmenter import ON_CPU, Segmenter
 from masksam_deploy.scan_path.windows import Accumulator
 
 
