@@ -20,13 +20,13 @@ targets = OptionGroup("Target")
 int8 = OptionGroup("Calibration for int8")
 gate = OptionGroup("Dice gate")
 tensorrt = OptionGroup("TensorRT")
-general = OptionGroup("Other options")
+general = OptionGroup("Hardware and output")
 
 EXAMPLES = {
     "int8 for CPUs": "masksam-deploy build-engine lv.masksam --int8 --calibration scans/",
     "fp16 for the NVIDIA GPU of this machine": "masksam-deploy build-engine lv.masksam --fp16 --target tensorrt",
     "int8 but for one graph, judged on scans with references": "masksam-deploy build-engine lv.masksam --int8 \\\n"
-    "    --graph decoder=fp16 --calibration scans/ --validation imagesVal/ --references labelsVal/",
+    "    --graph decoder=fp16 --calibration scans/ \\\n    --validation imagesVal/ --references labelsVal/",
 }
 
 

@@ -33,14 +33,14 @@ EXAMPLES = {
     type=PRECISION,
     default="fp32",
     show_default=True,
-    help="Precision of A; all but fp32 need an engine.",
+    help="Precision of A. Only fp32 in ONNX Runtime needs no engine.",
 )
 @sides(
     "--precision-b",
     type=PRECISION,
     default="fp32",
     show_default=True,
-    help="Precision of B; all but fp32 need an engine.",
+    help="Precision of B. Only fp32 in ONNX Runtime needs no engine.",
 )
 @sides(
     "--accumulator-a",

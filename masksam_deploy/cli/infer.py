@@ -70,8 +70,8 @@ EXAMPLES = {
 @inference(
     "--precision",
     type=PRECISION,
-    help="Use only an engine that was built in this precision; fp32 also stands for the bundle's own graphs. Default: "
-    "the fastest that is valid here.",
+    help="Precision. fp32 runs the bundle's own graphs; the others need an engine that was built in this precision. "
+    "Default: the fastest that is valid here.",
 )
 @inference(
     "--tta/--no-tta",
