@@ -28,6 +28,7 @@ from masksam_deploy.base.errors import ExportError
 from masksam_deploy.base.version import __version__
 from masksam_deploy.bundle.directory import Bundle, check_target, staging_directory, write_bundle
 from masksam_deploy.bundle.manifest import Graph, Manifest, Port, Provenance
+from masksam_deploy.bundle.nnunet import recipe_of
 from masksam_deploy.bundle.rules import KERNELS_DIRECTORY
 from masksam_deploy.engines.gate import Case
 from masksam_deploy.runtimes.onnxruntime import runtime_version
@@ -123,11 +124,11 @@ def export_bundle(
         progress("hashing and writing the bundle")
         manifest = Manifest(
             name=_printable(directory.name.removesuffix(".masksam")),
-            model=_plain(asdict(config)),
+            family="masksam",
+            network=_plain(asdict(config)),
             graphs=graphs,
-            preprocessing=trained.preprocessing,
+            recipe=recipe_of(trained.preprocessing, mirror_axes=trained.mirror_axes),
             labels=trained.labels,
-            mirror_axes=trained.mirror_axes,
             provenance=Provenance(
                 source_name=_printable(trained.source.name),
                 source_sha256=trained.sha256,

@@ -100,7 +100,7 @@ def infer_folder(
         printer = _Printer(len(jobs), silent=as_json)
         printer.line(f"{runtime_summary(ran)}, {mirroring(ran)}: {len(jobs)} scan(s)")
         if settings.selection.profile:
-            printer.line(in_words(settings.selection, ran, loaded.manifest.mirror_axes))
+            printer.line(in_words(settings.selection, ran))
         with _hint_to_resume(ledger):
             with Batch(segmenter, ledger, max_ram=settings.max_ram, tell=printer.outcome) as batch:
                 batch.run(jobs, printer.bar)

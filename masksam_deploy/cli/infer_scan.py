@@ -72,7 +72,7 @@ def infer_scan(
         return
     _print_summary(result.report, outputs)
     if settings.selection.profile:
-        click.echo(in_words(settings.selection, ran, loaded.manifest.mirror_axes))
+        click.echo(in_words(settings.selection, ran))
 
 
 def _check_paths(inputs: tuple[Path, ...], bundle: Path, outputs: Outputs) -> None:
@@ -108,7 +108,7 @@ def _check_suffix(path: Path, suffix: str) -> None:
 def _check_channels(inputs: tuple[Path, ...], bundle: Bundle) -> None:
     if len(inputs) == bundle.channels:
         return
-    names = ", ".join(bundle.manifest.preprocessing.channel_names)
+    names = ", ".join(bundle.manifest.recipe.channel_names)
     todo = "name the others with --channel" if len(inputs) < bundle.channels else "leave out the surplus --channel"
     raise ScanError(f"found {len(inputs)} input channel(s), expected the model's {bundle.channels} ({names}); {todo}")
 

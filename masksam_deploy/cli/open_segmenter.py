@@ -95,7 +95,8 @@ def open_segmenter(
             run_timeout=settings.run_timeout,
         ) as segmenter:
             ran = segmenter.settings() | _engine_facts(choice)
-            yield segmenter, ran | profiles.facts(settings.selection, ran, network.precisions)
+            measured = bundle.manifest.measured
+            yield segmenter, ran | profiles.facts(settings.selection, measured, ran, network.precisions)
 
 
 def runtime_summary(settings: Mapping[str, Any]) -> str:

@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from masksam_deploy.base.errors import DatasetError, MaskSamError
-from masksam_deploy.bundle.manifest import NormalizationScheme
+from masksam_deploy.bundle.nnunet import NormalizationScheme
 from masksam_deploy.io.grid import MAX_SPACING_MM, MIN_SPACING_MM, times
-from masksam_deploy.scan_path.prepare import nonzero_box
+from masksam_deploy.scan_path.frame import nonzero_box
 from masksam_deploy.scan_path.resample import ANISOTROPY_THRESHOLD, Shape3, Spacing3
 from masksam_export.families.masksam.training.dataset import Case, Dataset, load_case
 from masksam_export.plans import RESAMPLING_FUNCTION
@@ -149,11 +149,12 @@ def _measure_case(case: Case, dataset: Dataset, samples: int) -> _Measured:
     channels = scan.channels_czyx
     box = tuple(slice(*extent) for extent in nonzero_box(channels))
     inside = np.asarray(labels.array, np.uint16)[box]
+    every_channel = (slice(None), *box)
     return _Measured(
         spacing_zyx=scan.geometry.spacing_zyx,
         shape_zyx=cast(Shape3, inside.shape),
         relative_size=inside.size / prod(scan.geometry.shape_zyx),
-        samples=_foreground(np.asarray(channels, np.float32)[(slice(None), *box)], inside > 0, samples),
+        samples=_foreground(np.asarray(channels, np.float32)[every_channel], inside > 0, samples),
         class_voxels=np.bincount(inside.ravel(), minlength=len(dataset.label_names)),
     )
 
