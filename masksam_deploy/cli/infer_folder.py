@@ -38,7 +38,7 @@ from masksam_deploy.cli.open_segmenter import (
 from masksam_deploy.cli.progress import progress_bar
 from masksam_deploy.cli.stdout import discard_stdout
 from masksam_deploy.cli.warn import warn
-from masksam_deploy.engines.profiles import in_words
+from masksam_deploy.engines.profiles import profile_summary
 from masksam_deploy.io.cases import ScanFiles, find_scans
 from masksam_deploy.outputs.one_scan import Outputs
 from masksam_deploy.outputs.overlay import require_pillow
@@ -99,8 +99,8 @@ def infer_folder(
         ledger = stack.enter_context(Ledger(outputs.folder, jobs, run, past, before, redo=outputs.force))
         printer = _Printer(len(jobs), silent=as_json)
         printer.line(f"{runtime_summary(ran)}, {mirroring(ran)}: {len(jobs)} scan(s)")
-        if settings.selection.profile:
-            printer.line(in_words(settings.selection, ran))
+        if settings.inference.profile:
+            printer.line(profile_summary(settings.inference, ran))
         with _hint_to_resume(ledger):
             with Batch(segmenter, ledger, max_ram=settings.max_ram, tell=printer.outcome) as batch:
                 batch.run(jobs, printer.bar)

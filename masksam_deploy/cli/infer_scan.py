@@ -24,7 +24,7 @@ from masksam_deploy.cli.open_segmenter import (
 )
 from masksam_deploy.cli.progress import progress_bar
 from masksam_deploy.cli.warn import warn
-from masksam_deploy.engines.profiles import in_words
+from masksam_deploy.engines.profiles import profile_summary
 from masksam_deploy.io import read_volume
 from masksam_deploy.io.cases import find_scans
 from masksam_deploy.io.read import files_of
@@ -71,8 +71,8 @@ def infer_scan(
         click.echo(json.dumps(result.report.to_dict(), indent=2))
         return
     _print_summary(result.report, outputs)
-    if settings.selection.profile:
-        click.echo(in_words(settings.selection, ran))
+    if settings.inference.profile:
+        click.echo(profile_summary(settings.inference, ran))
 
 
 def _check_paths(inputs: tuple[Path, ...], bundle: Path, outputs: Outputs) -> None:

@@ -14,7 +14,7 @@ from masksam_deploy.base.text import one_line
 from masksam_deploy.bundle.directory import Bundle, file_digest
 from masksam_deploy.engines import profiles
 from masksam_deploy.engines.choose import Backend, Choice, open_network
-from masksam_deploy.engines.profiles import Chosen
+from masksam_deploy.engines.profiles import InferenceSettings
 from masksam_deploy.engines.store import RECORD_NAME
 from masksam_deploy.io.isolated_scan import start_reading
 from masksam_deploy.runtimes.base import Device
@@ -29,12 +29,12 @@ class RunSettings:
     """How scans are segmented: the options of `infer --help` under "Inference" and "Runtime and hardware".
 
     Attributes:
-        selection: step, mirroring and precision, after the profile and the options typed besides it.
+        inference: step, mirroring and precision, after the profile and the options typed besides it.
         max_ram, max_vram: bytes; None for no limit.
         run_timeout: seconds; None for the default of ONNX Runtime's worker.
     """
 
-    selection: Chosen
+    inference: InferenceSettings
     device: Device | None
     backend: Backend
     accumulator: Accumulator
@@ -75,20 +75,20 @@ def open_segmenter(
             network, choice = open_network(
                 bundle,
                 settings.backend,
-                settings.selection.precision,
+                settings.inference.precision,
                 device=settings.device,
                 threads=settings.threads,
                 max_vram=settings.max_vram,
-                without=settings.selection.without,
-                judged=settings.selection.judged,
+                without=settings.inference.without,
+                judged=settings.inference.judged,
             )
         _print_unused_engines(choice)
         with Segmenter(
             bundle,
             network=network,
-            tta=settings.selection.tta,
+            tta=settings.inference.tta,
             accumulator=settings.accumulator,
-            step=settings.selection.step,
+            step=settings.inference.step,
             threads=settings.threads,
             max_ram=settings.max_ram,
             scores_on=settings.scores_on,
@@ -96,7 +96,7 @@ def open_segmenter(
         ) as segmenter:
             ran = segmenter.settings() | _engine_facts(choice)
             measured = bundle.manifest.measured
-            yield segmenter, ran | profiles.facts(settings.selection, measured, ran, network.precisions)
+            yield segmenter, ran | profiles.facts(settings.inference, measured, ran, network.precisions)
 
 
 def runtime_summary(settings: Mapping[str, Any]) -> str:

@@ -174,7 +174,7 @@ def _print_result(result: BuildResult, seconds: float) -> None:
 
 
 def _print_verdict(result: BuildResult) -> None:
-    from masksam_deploy.engines.build import told
+    from masksam_deploy.engines.build import attempt_summary
 
     record = result.engine.record
     if result.attempts:
@@ -187,7 +187,7 @@ def _print_verdict(result: BuildResult) -> None:
     if record.gate.get("judged_on_calibration_scans"):
         click.echo("note: the engine was judged on the scans that it was calibrated on; other scans would show more")
     for attempt in result.attempts[:-1]:
-        click.echo(f"fell back: {told(attempt)}")
+        click.echo(f"fell back: {attempt_summary(attempt)}")
 
 
 def _print_graph(name: str, built: BuiltEngine, precision: Precision) -> None:

@@ -112,7 +112,7 @@ def _infer_many(request: InferRequest) -> None:
 
 def _run_settings(request: InferRequest) -> RunSettings:
     return RunSettings(
-        selection=choose(request.profile, step=request.step, tta=request.tta, precision=request.precision),
+        inference=choose(request.profile, step=request.step, tta=request.tta, precision=request.precision),
         device=request.device,
         backend=request.backend,
         accumulator=request.accumulator,
