@@ -332,8 +332,8 @@ def _judged(gate: Gate, graphs: TypedGraphs, request: BuildRequest) -> list[Atte
         larger = request.spec.fallback(precisions[fault])
         if larger is None or (request.spec.target == "onnxruntime" and lowered == [fault] and larger == "fp32"):
             raise GateError(
-                f"{attempt_summary(attempts[0])}, and no graph passes in less than float32; run the bundle as it is, or "
-                "calibrate on more scans"
+                f"{attempt_summary(attempts[0])}, and no graph passes in less than float32; run the bundle as it is, "
+                "or calibrate on more scans"
             )
         precisions[fault] = larger
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import subprocess
+import sys
 from dataclasses import fields
 from typing import get_args
 
@@ -74,6 +77,22 @@ def test_options_stand_in_help_once_and_under_headings_where_there_are_many(name
         assert sum(option.opts[-1] in words for words in shown) == 1, option.opts
     assert len(options) < LONG or all(hasattr(option, "heading") for option in options)
     assert all(option.help for option in options)
+
+
+def test_help_of_no_command_imports_a_heavy_package() -> None:
+    heavy = ["numpy", "pydantic", "SimpleITK", "rich", "torch", "onnx", "onnxruntime", "PIL"]
+    code = f"""
+import sys
+from click.testing import CliRunner
+from masksam_deploy.cli import app
+for name in {COMMANDS}:
+    assert CliRunner().invoke(app, [name, "--help"]).exit_code == 0, name
+    found = [package for package in {heavy} if package in sys.modules]
+    assert not found, (name, found)
+"""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
+    assert result.returncode == 0, result.stderr
 
 
 def test_options_without_a_heading_come_last() -> None:
