@@ -7,49 +7,82 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
+from masksam_deploy.cli.help import Command, OptionGroup
+
 if TYPE_CHECKING:
     from masksam_export.families.masksam.adapter_nodes import Adapters
     from masksam_export.passes.convolutions import Convolutions
 
 
-@click.command()
+source = OptionGroup("Checkpoint")
+graphs = OptionGroup("Graphs")
+extras = OptionGroup("Files in the bundle")
+output_options = OptionGroup("Output")
+
+EXAMPLES = {
+    "Export a checkpoint of nnU-Net's trainers": "masksam-deploy export checkpoint_final.pth -o lv.masksam",
+    "Export a plain state dict, with scans for judging engines": "masksam-deploy export weights.pth -o lv.masksam \\\n"
+    "    --plans plans.json --dataset dataset.json --validation imagesVal/",
+}
+
+
+@click.command(
+    cls=Command, short_help="Turn a MaskSAM checkpoint into a verified bundle of ONNX graphs.", examples=EXAMPLES
+)
 @click.argument("checkpoint", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Bundle directory [NAME.masksam].")
-@click.option("--plans", type=click.Path(path_type=Path), help="nnU-Net plans, for a plain state dict.")
-@click.option("--dataset", type=click.Path(path_type=Path), help="dataset.json, for a plain state dict.")
-@click.option("--configuration", help="Configuration of the plans [the checkpoint's own, else 3d_fullres].")
-@click.option("--mirror-axes", help="Allowed mirror axes, e.g. 0,1,2 or none [the checkpoint's own].")
-@click.option(
+@output_options(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="Bundle directory to write. Default: NAME.masksam, after the checkpoint.",
+)
+@source("--plans", type=click.Path(path_type=Path), help="nnU-Net plans, for a plain state dict.")
+@source("--dataset", type=click.Path(path_type=Path), help="dataset.json, for a plain state dict.")
+@source(
+    "--configuration",
+    metavar="NAME",
+    help="Configuration in the plans. Default: the checkpoint's own, or else 3d_fullres.",
+)
+@source(
+    "--mirror-axes",
+    metavar="AXES",
+    help="Axes that windows may be mirrored along, e.g. 0,1,2 or none. Default: the checkpoint's own.",
+)
+@graphs(
     "--adapters",
     type=click.Choice(["planes", "stacked", "volume", "node"]),
     default="planes",
     show_default=True,
-    help="The depth-convolution adapters in the graphs: standard operators in one of three formulations, or one node "
-    "each with a body in standard operators, which a TensorRT plugin may replace.",
+    help="Form of the depth-convolution adapters: one of three formulations in standard operators, or a single node "
+    "with such a body, which a TensorRT plugin may replace.",
 )
-@click.option(
+@graphs(
     "--convolutions",
     type=click.Choice(["saving", "direct"]),
     default="saving",
     show_default=True,
-    help="The 3D convolutions in the graphs: with fewer multiplications for the same function (for CPUs), or as the "
-    "network has them (for GPUs, whose libraries save in their own ways).",
+    help="Form of the 3D convolutions: saving computes the same function with fewer multiplications (for CPUs), direct "
+    "keeps them as in the network (for GPUs, whose libraries optimise them).",
 )
-@click.option(
+@extras(
     "--validation",
     type=click.Path(path_type=Path),
     multiple=True,
-    help="Small scan, or folder of scans, that travels with the bundle for judging engines; repeat for more. Voxels "
-    "and geometry are kept, nothing else of the patient.",
+    help="Small scan, or folder of scans, to put into the bundle for judging engines. Repeat for more. Only voxels and "
+    "geometry are copied, nothing else about the patient.",
 )
-@click.option("--references", type=click.Path(path_type=Path), help="Label map of the validation scan, or folder.")
-@click.option(
+@extras(
+    "--references",
+    type=click.Path(path_type=Path),
+    help="Label map of the one validation scan, or folder of NAME.nii.gz.",
+)
+@extras(
     "--kernels",
     type=click.Path(path_type=Path),
-    help="Kernel pack for the bundle to carry, from masksam-kernels build; with --adapters node.",
+    help="Kernel pack to put into the bundle, from 'masksam-kernels build'. Needs --adapters node.",
 )
-@click.option("--force", is_flag=True, help="Replace an existing bundle.")
-@click.option("--json", "as_json", is_flag=True, help="Print a summary for machines instead of people.")
+@output_options("--force", is_flag=True, help="Replace an existing bundle.")
+@output_options("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 def export(
     checkpoint: Path,
     output: Path | None,
@@ -67,8 +100,8 @@ def export(
 ) -> None:
     """Turn a MaskSAM CHECKPOINT into a verified bundle of three ONNX graphs.
 
-    CHECKPOINT is an nnU-Net checkpoint_final.pth, or a plain state dict with --plans and --dataset. Nothing in
-    it is executed. The graphs are compared with the network; a bundle that disagrees is not written.
+    CHECKPOINT is an nnU-Net checkpoint_final.pth, or a plain state dict with --plans and --dataset. Nothing in the
+    file is executed. The graphs are compared with the network. If they disagree, no bundle is written.
     """
     from masksam_deploy.base.optional import require_packages
 
