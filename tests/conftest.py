@@ -61,8 +61,9 @@ def cardiac_bundle(cardiac_case: Path, tmp_path_factory: pytest.TempPathFactory)
     """The bundle exported from the cardiac checkpoint, once for all tests."""
     pytest.importorskip("torch")
     from masksam_export.families.masksam.checkpoint import load_checkpoint
+    from masksam_export.families.masksam.exportable import exportable
     from masksam_export.onnx_export import export_bundle
 
     target = tmp_path_factory.mktemp("bundle") / "cardiac.masksam"
-    export_bundle(load_checkpoint(cardiac_case / "checkpoint_final.pth"), target)
+    export_bundle(exportable(load_checkpoint(cardiac_case / "checkpoint_final.pth")), target)
     yield target

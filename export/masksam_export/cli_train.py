@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
-from masksam_export.cli import parse_axes
+from masksam_export.families.nnunet_options import parse_axes
 
 Triple = tuple[float, float, float]
 

@@ -12,11 +12,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from masksam_deploy.bundle.manifest import Graph
+from masksam_export.families.masksam.adapter_nodes import Adapters, adapter_rewrites
+from masksam_export.families.masksam.graphs import graph_parts
 from masksam_export.families.masksam.model import MaskSAM
 from masksam_export.families.masksam.weights import config_from_shapes
+from masksam_export.onnx_export import export_graphs
 
 NETWORK = Path(__file__).parents[1] / "data" / "network"
 NAMES = ("tiny_acdc", "tiny_p512")
+
+
+def export_masksam(model: MaskSAM, folder: Path, adapters: Adapters = "planes") -> tuple[Graph, ...]:
+    """The three graphs of a network, as a bundle has them."""
+    with graph_parts(model) as parts:
+        return export_graphs(parts, folder, rewrites=adapter_rewrites(adapters))
 
 
 @dataclass(frozen=True)

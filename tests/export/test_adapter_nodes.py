@@ -26,8 +26,7 @@ from masksam_export.families.masksam.adapter_nodes import (
     give_bodies,
     inline_bodies,
 )
-from masksam_export.onnx_export import export_graphs
-from tests.export.golden import Golden
+from tests.export.golden import Golden, export_masksam
 from tests.export.test_onnx_export import CHAIN_TOLERANCE, run_chain
 
 
@@ -100,7 +99,7 @@ def test_a_graph_without_adapters_is_left_alone() -> None:
 def test_graphs_hold_the_adapters_as_asked_for_and_stay_right(adapters: Adapters, tmp_path: Path) -> None:
     golden = Golden.read("tiny_acdc")
     model = golden.model()
-    export_graphs(model, tmp_path, adapters=adapters)
+    export_masksam(model, tmp_path, adapters)
     kinds: dict[str, int] = {}
     for name in ("encoder", "prompt_generator", "decoder"):
         graph = onnx.load(tmp_path / f"{name}.onnx").graph

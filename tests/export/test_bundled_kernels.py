@@ -27,7 +27,7 @@ WIDTHS = {ACDC.adapter_dim, ACDC.decoder_adapter_dim}
 def test_a_bundle_carries_its_kernels_like_any_other_file(tmp_path: Path) -> None:
     model = Golden.read("tiny_acdc").model()
     source = make_pack(tmp_path / "p", {model.config.adapter_dim, model.config.decoder_adapter_dim})
-    bundle = export_bundle(trained_with(model), tmp_path / "lv.masksam", adapters="node", kernels=source.folder)
+    bundle = export_bundle(trained_with(model, adapters="node", kernels=source.folder), tmp_path / "lv.masksam")
     assert bundle.kernels == bundle.path / "kernels"
     assert read_pack(bundle.kernels).kernels == source.kernels
     assert set(bundle.manifest.files) > {f"kernels/{path.name}" for path in source.folder.iterdir()}

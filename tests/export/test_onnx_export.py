@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -17,14 +19,17 @@ import torch
 from masksam_deploy.base.errors import ExportError, OutputError, ParityError
 from masksam_deploy.bundle.directory import Bundle
 from masksam_deploy.bundle.manifest import Graph, Label, Labels, Port, Preprocessing
+from masksam_export.families.base import Trained
 from masksam_export.families.masksam.checkpoint import TrainedMaskSAM, load_checkpoint
 from masksam_export.families.masksam.config import ModelConfig
+from masksam_export.families.masksam.exportable import exportable
 from masksam_export.families.masksam.graphs import graph_parts
 from masksam_export.families.masksam.model import MaskSAM
 from masksam_export.families.masksam.official import ACDC
-from masksam_export.onnx_export import FORBIDDEN_OPS, check_graph, export_bundle, export_graphs
+from masksam_export.families.parts import GraphPart
+from masksam_export.onnx_export import FORBIDDEN_OPS, check_graph, export_bundle
 from masksam_export.run_export import _tell as tell
-from tests.export.golden import NAMES, Golden
+from tests.export.golden import NAMES, Golden, export_masksam
 from tests.export.test_model import variations
 
 # float32 in another order of summation, through some forty layers; a hundredth of what an export allows.
@@ -56,7 +61,7 @@ def test_chained_graphs_equal_the_official_scores(name: str, golden_graphs: dict
 def test_odd_sizes_and_batches_export_and_agree(config: ModelConfig, tmp_path: Path) -> None:
     torch.manual_seed(1)
     model = MaskSAM(config).eval().requires_grad_(False)
-    export_graphs(model, tmp_path)
+    export_masksam(model, tmp_path)
     for batch in (1, 3):
         image = torch.randn(batch, *config.input_shape)
         scores = run_chain(tmp_path, image.numpy())["semseg"]
@@ -126,7 +131,7 @@ def test_a_bundle_of_regions_is_judged_as_regions_and_says_so(
     with graph_parts(model) as parts:
         graphs = tuple(Graph(name=p.name, file=f"{p.name}.onnx", inputs=p.inputs, outputs=p.outputs) for p in parts)
 
-    def exported_before(_: MaskSAM, target: Path, **__: object) -> tuple[Graph, ...]:
+    def exported_before(_: object, target: Path, **__: object) -> tuple[Graph, ...]:
         shutil.copytree(golden_graphs["tiny_acdc"], target, dirs_exist_ok=True)
         return graphs
 
@@ -137,7 +142,7 @@ def test_a_bundle_of_regions_is_judged_as_regions_and_says_so(
         model=model,
         labels=Labels(decision="regions", classes=tuple(names)),
     )
-    bundle = export_bundle(trained, tmp_path / "regions.masksam")
+    bundle = export_bundle(exportable(trained), tmp_path / "regions.masksam")
     for figures in bundle.manifest.provenance.parity.values():
         assert isinstance(figures, dict)
         assert figures["regions_agreement_without_ties"] == 1.0
@@ -146,10 +151,10 @@ def test_a_bundle_of_regions_is_judged_as_regions_and_says_so(
     assert "same class on 100.000% of the voxels" in capsys.readouterr().out
 
 
-def trained_with(model: MaskSAM) -> TrainedMaskSAM:
+def trained_with(model: MaskSAM, **options: Any) -> Trained:
     scheme = {"scheme": "ZScoreNormalization"}
     resampling = {"order": 3, "order_z": 0}
-    return TrainedMaskSAM(
+    checkpoint = TrainedMaskSAM(
         model=model,
         preprocessing=Preprocessing.model_validate(
             {
@@ -167,13 +172,14 @@ def trained_with(model: MaskSAM) -> TrainedMaskSAM:
         sha256="0" * 64,
         notes=(),
     )
+    return exportable(checkpoint, **options)
 
 
 @pytest.mark.parametrize(
     ("graph", "weight", "message"),
     [
         ("decoder", "classifier_embed_Adapter.bias", "class scores"),
-        ("prompt_generator", "image_decoder_seg_layers.0.bias", "mask pixels"),
+        ("prompt_generator", "image_decoder_seg_layers.0.bias", "mask_prompts"),
         ("encoder", "patch_embed.proj.bias", "tap_0"),
     ],
 )
@@ -185,14 +191,12 @@ def test_graphs_that_disagree_with_the_network_are_not_written(
     weight: str,
     message: str,
 ) -> None:
-    def export_something_else(model: MaskSAM, directory: Path, **_: object) -> tuple[Graph, ...]:
+    def export_something_else(parts: Iterable[GraphPart], directory: Path, **_: object) -> tuple[Graph, ...]:
         shutil.copytree(golden_graphs["tiny_acdc"], directory, dirs_exist_ok=True)
         nudge(directory / f"{graph}.onnx", weight)
-        with graph_parts(model) as parts:
-            return tuple(
-                Graph(name=part.name, file=f"{part.name}.onnx", inputs=part.inputs, outputs=part.outputs)
-                for part in parts
-            )
+        return tuple(
+            Graph(name=part.name, file=f"{part.name}.onnx", inputs=part.inputs, outputs=part.outputs) for part in parts
+        )
 
     monkeypatch.setattr("masksam_export.onnx_export.export_graphs", export_something_else)
     with pytest.raises(ParityError, match=f"{message}.* no bundle was written"):
@@ -213,7 +217,7 @@ def nudge(path: Path, weight: str) -> None:
 def test_existing_bundle_is_kept_unless_forced(cardiac_bundle: Path, cardiac_case: Path) -> None:
     before = Bundle.load(cardiac_bundle).sha256
     with pytest.raises(OutputError, match="--force"):
-        export_bundle(load_checkpoint(cardiac_case / "checkpoint_final.pth"), cardiac_bundle)
+        export_bundle(exportable(load_checkpoint(cardiac_case / "checkpoint_final.pth")), cardiac_bundle)
     assert Bundle.load(cardiac_bundle).sha256 == before
 
 

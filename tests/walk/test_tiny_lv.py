@@ -26,11 +26,12 @@ SAMPLE = ROOT / "examples" / "sunnybrook"
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from masksam_export.families.masksam.checkpoint import load_checkpoint
+    from masksam_export.families.masksam.exportable import exportable
     from masksam_export.onnx_export import export_bundle
 
     case = Case(ScanFiles("SCD0000501", (SAMPLE / "scan",)), SAMPLE / "reference.nii.gz")
     target = tmp_path_factory.mktemp("lv") / "lv.masksam"
-    return export_bundle(load_checkpoint(CHECKPOINT), target, validation=[case]).path
+    return export_bundle(exportable(load_checkpoint(CHECKPOINT)), target, validation=[case]).path
 
 
 def test_a_held_out_dicom_scan_gets_the_dice_that_the_demo_promises(bundle: Path, tmp_path: Path) -> None:
