@@ -39,7 +39,8 @@ from masksam_deploy.bench.inputs import BenchScan, bench_scan
 from masksam_deploy.bench.results import BenchResult, read_result
 from masksam_deploy.bench.table import print_comparison, print_result
 from masksam_deploy.bundle.directory import Bundle
-from masksam_deploy.bundle.manifest import Label, Labels, Normalization, Preprocessing, Resampling
+from masksam_deploy.bundle.manifest import Label, Labels
+from masksam_deploy.bundle.nnunet import Normalization, Preprocessing, SplineOrders
 from masksam_deploy.engines.build import BuildRequest, build_engine
 from masksam_deploy.engines.choose import machine_for
 from masksam_deploy.engines.gate import Case
@@ -88,8 +89,8 @@ def random_network(config: ModelConfig, spacing: tuple[float, float, float], sch
             transpose_forward=(0, 1, 2),
             spacing=spacing,
             normalization=(scheme,),
-            resample_data=Resampling(order=3, order_z=0),
-            resample_scores=Resampling(order=1, order_z=0),
+            resample_data=SplineOrders(order=3, order_z=0),
+            resample_scores=SplineOrders(order=1, order_z=0),
         ),
         labels=Labels(classes=tuple(Label(name=f"class {k}", value=k) for k in range(config.classes))),
         mirror_axes=(),

@@ -7,7 +7,7 @@ models/masksam-tiny-lv is exported as `make demo` does it; its fp16 and int8 eng
 calibrated on imagesTr and judged on the bundle's own validation scan. Every scan of imagesTs is then segmented in each
 precision at each profile's step (in float32 at others, too, to choose them by), and compared with labelsTs. Cost is the
 Dice that is lost against the profile `accurate`, scan by scan; gains count as negative. Two files are written: all
-figures (benchmarks/results/profiles.json), and what `infer --profile` prints (masksam_deploy/profiles.json).
+figures (benchmarks/results/profiles.json), and what `infer --profile` prints (models/masksam-tiny-lv/measured.json).
 
 The work is given as network runs per scan. No speed is reported here.
 """
@@ -30,10 +30,11 @@ from masksam_deploy import Segmenter, read_volume
 from masksam_deploy.base.atomic import atomic_path
 from masksam_deploy.bench.machine import provenance
 from masksam_deploy.bundle.directory import Bundle
+from masksam_deploy.bundle.manifest import Cost, Measured
 from masksam_deploy.engines.build import BuildRequest, build_engine
 from masksam_deploy.engines.choose import open_network
 from masksam_deploy.engines.gate import Case, validation_cases
-from masksam_deploy.engines.profiles import FIGURES, PROFILES, Cost, Figures, definitions
+from masksam_deploy.engines.profiles import PROFILES, definitions
 from masksam_deploy.io.cases import ScanFiles, find_scans
 from masksam_deploy.metrics.label_maps import check_same_grid, read_label_map
 from masksam_deploy.metrics.overlap import dice_per_class
@@ -44,7 +45,7 @@ from masksam_deploy.scan_path.report import label_names
 ROOT = Path(__file__).parents[1]
 CHECKPOINT = ROOT / "models" / "masksam-tiny-lv" / "checkpoint_final.pth"
 SAMPLE = ROOT / "examples" / "sunnybrook"
-MODEL = "MaskSAM-Tiny-LV"
+FIGURES = CHECKPOINT.with_name("measured.json")
 SMALLER: tuple[Precision, ...] = ("fp16", "int8")
 
 
@@ -72,7 +73,7 @@ def main() -> None:
     parser.add_argument("dataset", type=Path)
     parser.add_argument("--steps", type=float, nargs="+", default=[0.5, 0.625, 0.75, 1.0], help="Of float32.")
     parser.add_argument("-o", "--output", type=Path, default=ROOT / "benchmarks" / "results" / "profiles.json")
-    parser.add_argument("--figures", type=Path, default=FIGURES, help="What the runtime reads.")
+    parser.add_argument("--figures", type=Path, default=FIGURES, help="For `export --measured`.")
     arguments = parser.parse_args()
     steps = sorted({profile.step for profile in PROFILES.values()})
     ways: list[tuple[Precision, float]] = [("fp32", step) for step in sorted({*steps, *arguments.steps})]
@@ -101,17 +102,16 @@ def main() -> None:
         **provenance(),
     }
     write_json(arguments.output, content)
-    figures = Figures(
-        model=MODEL,
+    figures = Measured(
+        source_sha256=bundle.manifest.provenance.source_sha256,
         scans=len(cases),
         where="ONNX Runtime on a CPU",
-        mirror_axes=list(bundle.manifest.mirror_axes),
+        mirror_axes=bundle.manifest.mirror_axes,
         commit=content["commit"],
         date=content["date"],
-        profiles=definitions(),
-        costs=costs,
+        costs=tuple(costs),
     )
-    write_json(arguments.figures, figures.model_dump())
+    write_json(arguments.figures, figures.model_dump(mode="json"))
     tell(costs)
     print(f"wrote {arguments.output} and {arguments.figures}")
 

@@ -33,10 +33,12 @@ import SimpleITK
 from numpy.typing import NDArray
 
 from masksam_deploy.base.volume import Volume
-from masksam_deploy.bundle.manifest import Label, Labels, Normalization, Preprocessing, Resampling
+from masksam_deploy.bundle.manifest import Label, Labels
+from masksam_deploy.bundle.nnunet import Normalization, Preprocessing, SplineOrders, recipe_of
 from masksam_deploy.io import read_volume, write_labels
+from masksam_deploy.scan_path.frame import scan_frame
 from masksam_deploy.scan_path.labels_host import labels_from_scores
-from masksam_deploy.scan_path.prepare import preprocess, scan_frame
+from masksam_deploy.scan_path.prepare import prepare
 from masksam_deploy.scan_path.report import measure_labels
 from masksam_deploy.scan_path.segmenter import Segmenter
 from masksam_deploy.scan_path.windows import Accumulator, stream_scores
@@ -208,21 +210,23 @@ def demo(bundle: str, output: str) -> dict[str, Any]:
 def synthetic(case: str, scan: str, output: str) -> dict[str, Any]:
     """The large scan, with made-up scores."""
     spacing, accumulator = CASES[case]
-    spec, labels, stages = preprocessing(spacing), sixteen_classes(), Stages()
+    recipe, labels, stages = recipe_of(preprocessing(spacing)), sixteen_classes(), Stages()
     # A version from before there was a choice takes its own number of threads.
-    has_choice = "threads" in inspect.signature(preprocess).parameters
+    has_choice = "threads" in inspect.signature(prepare).parameters
     shared: dict[str, Any] = {"threads": len(os.sched_getaffinity(0))} if has_choice else {}
     with stages.stage("read"):
         volume = read_volume(scan)
     with stages.stage("preprocess"):
-        frame = scan_frame(volume, spec)
-        data = preprocess(volume, spec, frame, **shared).data
+        frame = scan_frame(volume, recipe)
+        data = prepare(volume, recipe, frame, **shared).data
     seen = digest(data)
     network = MadeUpScores(stages)
     with stages.stage("resample_back_and_label"):
-        scores = stream_scores(data, PATCH, network, mirror_axes=(), accumulator=accumulator, classes=CLASSES, **shared)
+        scores = stream_scores(
+            data, PATCH, network, recipe, mirror_axes=(), accumulator=accumulator, classes=CLASSES, **shared
+        )
         del data
-        array = labels_from_scores(timed(scores, stages), frame, spec.resample_scores, labels, **shared)
+        array = labels_from_scores(timed(scores, stages), frame, recipe.scores, labels, **shared)
     result = Volume(array, volume.geometry)
     with stages.stage("measure"):
         measure_labels(result, labels)
@@ -270,8 +274,8 @@ def preprocessing(spacing: tuple[float, float, float]) -> Preprocessing:
         transpose_forward=(0, 1, 2),
         spacing=spacing,
         normalization=(Normalization(scheme="CTNormalization", lower=-100, upper=600, mean=50, std=150),),
-        resample_data=Resampling(order=3, order_z=0),
-        resample_scores=Resampling(order=1, order_z=0),
+        resample_data=SplineOrders(order=3, order_z=0),
+        resample_scores=SplineOrders(order=1, order_z=0),
     )
 
 

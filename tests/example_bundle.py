@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from masksam_deploy.bundle.directory import Bundle, staging_directory, write_bundle
-from masksam_deploy.bundle.manifest import Manifest
+from masksam_deploy.bundle.upgrade import Manifest1, upgraded
 
 GRAPH_BYTES = {
     "image_encoder.onnx": b"not really a graph" * 10,
@@ -77,5 +77,5 @@ def make_bundle(target: Path, more: Mapping[str, bytes] | None = None) -> Bundle
         for name, data in {**GRAPH_BYTES, **(more or {})}.items():
             (staging / name).parent.mkdir(exist_ok=True)
             (staging / name).write_bytes(data)
-        manifest = Manifest.model_validate_json(json.dumps(manifest_content() | {"files": {}}), strict=True)
-        return write_bundle(staging, manifest, target)
+        old = Manifest1.model_validate_json(json.dumps(manifest_content() | {"files": {}}), strict=True)
+        return write_bundle(staging, upgraded(old, "here"), target)

@@ -104,11 +104,11 @@ def export_bundle(
         progress("hashing and writing the bundle")
         manifest = Manifest(
             name=plain_text(directory.name.removesuffix(".masksam")),
-            model=trained.network,
+            family=trained.family,
+            network=trained.network,
             graphs=graphs,
-            preprocessing=trained.preprocessing,
+            recipe=trained.recipe,
             labels=trained.labels,
-            mirror_axes=trained.recipe.windows.mirror_axes,
             provenance=_provenance(trained, figures, runtime),
             validation=cases,
             files={},

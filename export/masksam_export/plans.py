@@ -10,13 +10,8 @@ from pydantic import BaseModel, Field, PositiveFloat, ValidationError, model_val
 from masksam_deploy.base.errors import CheckpointError
 from masksam_deploy.base.records import OpenRecord, Record
 from masksam_deploy.base.text import one_line
-from masksam_deploy.bundle.manifest import (
-    Labels,
-    Normalization,
-    NormalizationScheme,
-    Preprocessing,
-    Resampling,
-)
+from masksam_deploy.bundle.manifest import Labels
+from masksam_deploy.bundle.nnunet import Normalization, NormalizationScheme, Preprocessing, SplineOrders
 from masksam_export.torch_files.quoting import quoted, some
 
 RESAMPLING_FUNCTION = "resample_data_or_seg_to_shape"
@@ -260,8 +255,8 @@ def _labels(decision: str, named: Iterable[tuple[str, int]]) -> Labels:
     return _parse(Labels, {"decision": decision, "classes": classes}, "dataset.json, labels")
 
 
-def _resampling(kwargs: _ResamplingKwargs, name: str) -> Resampling:
-    return _parse(Resampling, kwargs.model_dump(include={"order", "order_z", "force_separate_z"}), f"plans, {name}")
+def _resampling(kwargs: _ResamplingKwargs, name: str) -> SplineOrders:
+    return _parse(SplineOrders, kwargs.model_dump(include={"order", "order_z", "force_separate_z"}), f"plans, {name}")
 
 
 def _parse(model: type[_Model], data: Mapping[str, Any], source: str) -> _Model:

@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 
 from masksam_deploy.base.volume import Geometry, Volume
 from masksam_deploy.bundle.directory import Bundle
+from masksam_deploy.bundle.recipe import AxisSize, Spacing
 from masksam_deploy.engines.gate import validation_cases
 from masksam_deploy.io import read_volume
 from masksam_deploy.io.cases import digest
 from masksam_deploy.io.write_scan import write_scan
-from masksam_deploy.scan_path.prepare import preprocess
-from masksam_deploy.scan_path.windows import cut_windows, window_count
+from masksam_deploy.scan_path.prepare import prepare
+from masksam_deploy.scan_path.tiles import cut_windows, window_count, with_step
 
 Window: TypeAlias = NDArray[np.float32]
 Origin: TypeAlias = Literal["given", "validation", "synthetic"]
@@ -74,10 +75,10 @@ def synthetic_scan(bundle: Bundle, shape: tuple[int, int, int] | None = None) ->
         bundle: for its channels, patch and spacing.
         shape: voxels z, y, x; by default one and a half patches.
     """
-    preprocessing = bundle.manifest.preprocessing
-    scan_axis = [preprocessing.transpose_forward.index(axis) for axis in range(3)]
+    recipe = bundle.manifest.recipe.grid
+    scan_axis = [recipe.transpose.index(axis) for axis in (0, 1, 2)]
     # A tenth finer than the network's grid: resampling must not be skipped.
-    z, y, x = (0.9 * preprocessing.spacing[axis] for axis in scan_axis)
+    z, y, x = (0.9 * _spacing(recipe.size[axis]) for axis in scan_axis)
     if shape is None:
         patch = bundle.patch_size
         depth, height, width = (round(_PATCHES * patch[axis] / 0.9) for axis in scan_axis)
@@ -89,19 +90,24 @@ def synthetic_scan(bundle: Bundle, shape: tuple[int, int, int] | None = None) ->
     return Volume(array, Geometry(shape[::-1], (x, y, z), (0.0, 0.0, 0.0), _AXIS_ALIGNED))
 
 
+def _spacing(size: AxisSize) -> float:
+    """Of a network's axis in mm; 1 where the recipe states none."""
+    return size.mm if isinstance(size, Spacing) else 1.0
+
+
 def windows_of(bundle: Bundle, scan: BenchScan, count: int, step: float) -> list[Window]:
     """Up to `count` windows `[1, C, T, P, P]` of a scan, spread evenly over it.
 
     Raises:
         ScanError: it cannot be read or does not fit the model.
     """
-    spec = bundle.manifest.preprocessing
-    data = preprocess(read_volume(scan.paths), spec).data
+    recipe = with_step(bundle.manifest.recipe, step)
+    data = prepare(read_volume(scan.paths), recipe).data
     _, depth, height, width = data.shape
-    total = window_count((depth, height, width), bundle.patch_size, step)
+    total = window_count((depth, height, width), bundle.patch_size, recipe.windows)
     # Spread over the inside: the first and last windows hold mostly air.
     wanted = {int((number + 0.5) * total / min(count, total)) for number in range(min(count, total))}
-    return [w for position, w in enumerate(cut_windows(data, bundle.patch_size, step)) if position in wanted]
+    return [w for position, w in enumerate(cut_windows(data, bundle.patch_size, recipe)) if position in wanted]
 
 
 def windows_sha256(windows: list[Window]) -> str:

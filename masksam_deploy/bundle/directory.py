@@ -22,7 +22,7 @@ from masksam_deploy.base.paths import check_name, kind_of, open_regular
 from masksam_deploy.base.temporaries import Temporary, clean, settle
 from masksam_deploy.base.text import NOT_UTF8, is_utf8
 from masksam_deploy.bundle.graph_check import check_graph
-from masksam_deploy.bundle.manifest import FileDigest, Manifest
+from masksam_deploy.bundle.manifest import SCHEMA_VERSION, FileDigest, Manifest
 from masksam_deploy.bundle.rules import (
     ENGINES_DIRECTORY,
     IMAGE_PORT,
@@ -145,7 +145,7 @@ def write_bundle(staging: Path, manifest: Manifest, target: Path, *, force: bool
     with reporting_writes(target):
         names = [name for name in _regular_files(staging) if name != MANIFEST_NAME]
         files = {name: file_digest(staging / name) for name in sorted(names)}
-        complete = manifest.model_copy(update={"files": files})
+        complete = manifest.model_copy(update={"files": files, "schema_version": SCHEMA_VERSION})
         check_manifest(complete, str(target))
         (staging / MANIFEST_NAME).write_text(complete.model_dump_json(indent=2) + "\n", encoding="utf-8")
     # Reading it back shows that what was written is what a reader will accept.

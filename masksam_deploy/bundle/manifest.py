@@ -8,56 +8,18 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, JsonValue, PositiveFloat, PositiveInt
+from pydantic import Field, JsonValue, PositiveInt
 
-from masksam_deploy.base.records import OpenRecord
+from masksam_deploy.base.records import OpenRecord, Record
+from masksam_deploy.bundle.recipe import Axis, Recipe
 
-SCHEMA_VERSION = "1.1"
+SCHEMA_VERSION = "2.0"
+OLDEST_MAJOR = 1
+"""Manifests of schema 1.x are read, too: see `upgrade.py`."""
 
 Dim = PositiveInt | str
 Decision = Literal["argmax", "regions"]
 """How class scores become labels; `decision.py` applies it."""
-NormalizationScheme = Literal[
-    "ZScoreNormalization",
-    "CTNormalization",
-    "NoNormalization",
-    "RescaleTo01Normalization",
-    "RGBTo01Normalization",
-]
-
-
-class Normalization(OpenRecord):
-    """How one input channel is normalised (nnU-Net's scheme names)."""
-
-    scheme: NormalizationScheme
-    use_mask: bool = False
-    """Z-score only: statistics and change restricted to the nonzero mask."""
-    lower: float | None = None
-    """CT only: clip bounds and constants, in scan intensities (`percentile_00_5`, `percentile_99_5`)."""
-    upper: float | None = None
-    mean: float | None = None
-    std: float | None = None
-
-
-class Resampling(OpenRecord):
-    """Spline orders, in the plane and across it, and nnU-Net's tri-state switch for anisotropic data."""
-
-    order: Literal[0, 1, 3]
-    order_z: Literal[0, 1, 3]
-    force_separate_z: bool | None = None
-
-
-class Preprocessing(OpenRecord):
-    """Everything inference needs to turn a scan into network input and back."""
-
-    channel_names: tuple[str, ...] = Field(min_length=1)
-    transpose_forward: tuple[int, int, int]
-    """New axis i is old array axis `transpose_forward[i]` (array axes z, y, x)."""
-    spacing: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
-    """Target spacing in mm, in the order of the transposed axes."""
-    normalization: tuple[Normalization, ...] = Field(min_length=1)
-    resample_data: Resampling
-    resample_scores: Resampling
 
 
 class Label(OpenRecord):
@@ -70,8 +32,8 @@ class Label(OpenRecord):
 class Labels(OpenRecord):
     """How class scores become label values.
 
-    `argmax`: class k becomes `classes[k].value`. `regions`: every class whose sigmoid exceeds 0.5 paints its
-    value, in order, later ones over earlier ones; voxels painted by none stay 0.
+    `argmax`: class k becomes `classes[k].value`; of equal classes the lowest wins. `regions`: every class whose sigmoid
+    exceeds 0.5 paints its value, in order, later ones over earlier ones; voxels painted by none stay 0.
     """
 
     decision: Decision = "argmax"
@@ -124,18 +86,80 @@ class Provenance(OpenRecord):
     label, as `argmax_agreement` or `regions_agreement`."""
 
 
+class Cost(Record):
+    """What one way to run this network costs, measured against float32 with every window's neighbours half overlapping.
+
+    Attributes:
+        step: distance of windows as a share of the patch.
+        precision: of all graphs.
+        mean_dice: over the scans.
+        mean_cost: Dice lost, over the scans; negative for a gain.
+        worst_cost: in the scan that lost most.
+        runs_per_scan: of the network, on average.
+    """
+
+    step: float
+    precision: Literal["fp32", "fp16", "bf16", "int8"]
+    mean_dice: float
+    mean_cost: float
+    worst_cost: float
+    runs_per_scan: float
+
+
+class Measured(Record):
+    """What was measured of this very network on scans that no training saw.
+
+    Attributes:
+        source_sha256: of the checkpoint that was measured.
+        scans: how many.
+        where: what ran it.
+        mirror_axes: along which it was mirrored where mirroring was asked for; none means that the gain of mirroring
+            was not measured.
+        commit, date: of the measurement.
+        costs: without mirroring, summed in float32.
+    """
+
+    source_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    scans: PositiveInt
+    where: str
+    mirror_axes: tuple[Axis, ...]
+    commit: str
+    date: str
+    costs: tuple[Cost, ...]
+
+
 class Manifest(OpenRecord):
-    """The whole of `manifest.json`."""
+    """The whole of `manifest.json`.
+
+    Attributes:
+        schema_version: as it was read; 2.0 where it is written.
+        name: of the bundle, for people.
+        family: of networks, for people and tools; the runtime knows none.
+        contract: how the graphs are run. `dense`: `image [B,C,T,H,W]` to `semseg [B,K,T,H,W]`, joined by port names.
+        network: the network's configuration, for people and tools; the runtime reads only ports.
+        graphs: in the order in which they run.
+        recipe: what happens to a scan besides the network.
+        labels: what the scores' classes become.
+        measured: what this network was measured to cost in faster ways to run it.
+        provenance: where it comes from.
+        validation: scans that travel with the bundle.
+        files: all files but the manifest.
+    """
 
     schema_version: str = SCHEMA_VERSION
     name: str
-    model: dict[str, JsonValue]
-    """The network's configuration, for people and tools; the runtime reads only ports."""
+    family: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
+    contract: Literal["dense"] = "dense"
+    network: dict[str, JsonValue]
     graphs: tuple[Graph, ...] = Field(min_length=1)
-    preprocessing: Preprocessing
+    recipe: Recipe
     labels: Labels
-    mirror_axes: tuple[Literal[0, 1, 2], ...]
-    """Axes of the transposed array along which the network may be mirrored; empty means never."""
+    measured: Measured | None = None
     provenance: Provenance
     validation: tuple[ValidationCase, ...] = ()
     files: dict[str, FileDigest]
+
+    @property
+    def mirror_axes(self) -> tuple[Axis, ...]:
+        """Axes of the network's grid along which it may be mirrored; none means never."""
+        return self.recipe.windows.mirror_axes

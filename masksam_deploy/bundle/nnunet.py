@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat
+from pydantic import Field, PositiveFloat
 
+from masksam_deploy.base.records import OpenRecord
 from masksam_deploy.bundle.recipe import (
     Axis,
     Channel,
@@ -39,11 +40,7 @@ SMALLEST_DIVISOR = 1e-8
 """nnU-Net's guard against dividing by a standard deviation of zero."""
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
-
-
-class Normalization(_Frozen):
+class Normalization(OpenRecord):
     """How one input channel is normalised (nnU-Net's scheme names)."""
 
     scheme: NormalizationScheme
@@ -56,7 +53,7 @@ class Normalization(_Frozen):
     std: float | None = None
 
 
-class SplineOrders(_Frozen):
+class SplineOrders(OpenRecord):
     """Spline orders, in the plane and across it, and nnU-Net's switch for anisotropic data."""
 
     order: Literal[0, 1, 3]
@@ -64,7 +61,7 @@ class SplineOrders(_Frozen):
     force_separate_z: bool | None = None
 
 
-class Preprocessing(_Frozen):
+class Preprocessing(OpenRecord):
     """What nnU-Net's plans say of preprocessing."""
 
     channel_names: tuple[str, ...] = Field(min_length=1)

@@ -11,38 +11,34 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from masksam_deploy.base.records import Record
 
 Axis: TypeAlias = Literal[0, 1, 2]
 
 
-class Closed(BaseModel):
-    """Frozen; unknown fields are refused, because they would change what the rest means."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class Keep(Closed):
+class Keep(Record):
     """The axis keeps its number of voxels."""
 
     kind: Literal["keep"] = "keep"
 
 
-class Spacing(Closed):
+class Spacing(Record):
     """The axis is sampled at a spacing: `round(size * spacing of the scan / mm)` voxels."""
 
     kind: Literal["spacing"] = "spacing"
     mm: PositiveFloat
 
 
-class Count(Closed):
+class Count(Record):
     """The axis gets a fixed number of voxels."""
 
     kind: Literal["count"] = "count"
     voxels: PositiveInt
 
 
-class Longest(Closed):
+class Longest(Record):
     """The longest of all axes of this kind gets a number of voxels, the others as many in proportion."""
 
     kind: Literal["longest"] = "longest"
@@ -52,7 +48,7 @@ class Longest(Closed):
 AxisSize: TypeAlias = Annotated[Keep | Spacing | Count | Longest, Field(discriminator="kind")]
 
 
-class Resampling(Closed):
+class Resampling(Record):
     """How one grid becomes another.
 
     Attributes:
@@ -70,7 +66,7 @@ class Resampling(Closed):
     coordinates: Literal["centres", "corners"] = "centres"
 
 
-class Clip(Closed):
+class Clip(Record):
     """Intensities below `lower` and above `upper` become these."""
 
     kind: Literal["clip"] = "clip"
@@ -78,7 +74,7 @@ class Clip(Closed):
     upper: float
 
 
-class Scale(Closed):
+class Scale(Record):
     """(v - subtract) / divide."""
 
     kind: Literal["scale"] = "scale"
@@ -86,7 +82,7 @@ class Scale(Closed):
     divide: float = 1.0
 
 
-class ZScore(Closed):
+class ZScore(Record):
     """(v - mean) / max(standard deviation, 1e-8), over the cropped scan.
 
     Attributes:
@@ -97,7 +93,7 @@ class ZScore(Closed):
     inside_mask: bool = False
 
 
-class MinMax(Closed):
+class MinMax(Record):
     """The smallest intensity becomes 0, the largest 1.
 
     Attributes:
@@ -112,14 +108,14 @@ class MinMax(Closed):
     epsilon: float = Field(default=1e-8, ge=0)
 
 
-class Quantise(Closed):
+class Quantise(Record):
     """Clipped to 0 and `highest`, then cut off to whole numbers, as a conversion to unsigned integers does."""
 
     kind: Literal["quantise"] = "quantise"
     highest: PositiveInt = 255
 
 
-class Within(Closed):
+class Within(Record):
     """A scan with intensities outside of the range is refused."""
 
     kind: Literal["within"] = "within"
@@ -130,7 +126,7 @@ class Within(Closed):
 Step: TypeAlias = Annotated[Clip | Scale | ZScore | MinMax | Quantise | Within, Field(discriminator="kind")]
 
 
-class Channel(Closed):
+class Channel(Record):
     """One input of the network, and what is done to its intensities, in order.
 
     Attributes:
@@ -146,7 +142,7 @@ class Channel(Closed):
     on_window: tuple[Step, ...] = ()
 
 
-class Grid(Closed):
+class Grid(Record):
     """From the scan's grid to the network's.
 
     Attributes:
@@ -164,14 +160,14 @@ class Grid(Closed):
     resampling: Resampling
 
 
-class Share(Closed):
+class Share(Record):
     """Windows are spread evenly over the axis, at most this share of a window apart (nnU-Net's rule)."""
 
     kind: Literal["share"] = "share"
     share: float = Field(default=0.5, gt=0, le=1)
 
 
-class Voxels(Closed):
+class Voxels(Record):
     """Windows begin this many voxels apart; the last one ends with the axis."""
 
     kind: Literal["voxels"] = "voxels"
@@ -181,7 +177,7 @@ class Voxels(Closed):
 Advance: TypeAlias = Annotated[Share | Voxels, Field(discriminator="kind")]
 
 
-class Windows(Closed):
+class Windows(Record):
     """Where the network runs.
 
     Attributes:
@@ -199,7 +195,7 @@ class Windows(Closed):
     mirror_axes: tuple[Axis, ...] = ()
 
 
-class Scores(Closed):
+class Scores(Record):
     """From the network's scores to labels.
 
     Attributes:
@@ -216,10 +212,15 @@ class Scores(Closed):
     resampling: Resampling
 
 
-class Recipe(Closed):
+class Recipe(Record):
     """All that happens to a scan besides the network."""
 
     channels: tuple[Channel, ...] = Field(min_length=1)
     grid: Grid
     windows: Windows = Windows()
     scores: Scores
+
+    @property
+    def channel_names(self) -> tuple[str, ...]:
+        """Of all channels, in their order."""
+        return tuple(channel.name for channel in self.channels)

@@ -15,7 +15,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from masksam_deploy.base.errors import BundleError
-from masksam_deploy.bundle.manifest import SCHEMA_VERSION, Graph, Labels, Manifest, Port, Preprocessing
+from masksam_deploy.bundle.manifest import OLDEST_MAJOR, SCHEMA_VERSION, Graph, Labels, Manifest, Port
+from masksam_deploy.bundle.recipe_rules import recipe_problems
+from masksam_deploy.bundle.upgrade import Manifest1, upgraded
 
 MANIFEST_NAME = "manifest.json"
 MANIFEST_LIMIT = 16 * 2**20
@@ -83,7 +85,7 @@ def parse_manifest(data: bytes, source: str) -> Manifest:
     _check_texts(content, where)
     _check_version(content.get("schema_version"), where)
     try:
-        manifest = Manifest.model_validate_json(text, strict=True)
+        manifest = _manifest_of(text, major=int(str(content["schema_version"]).split(".")[0]), where=where)
     except ValidationError as exc:
         raise BundleError(f"{where}: {condensed(exc)}; export the bundle again") from exc
     except RecursionError as exc:
@@ -92,6 +94,12 @@ def parse_manifest(data: bytes, source: str) -> Manifest:
         ) from exc
     check_manifest(manifest, source)
     return manifest
+
+
+def _manifest_of(text: str, major: int, where: str) -> Manifest:
+    if major == OLDEST_MAJOR:
+        return upgraded(Manifest1.model_validate_json(text, strict=True), where)
+    return Manifest.model_validate_json(text, strict=True)
 
 
 def check_manifest(manifest: Manifest, source: str) -> None:
@@ -158,15 +166,15 @@ def _check_version(version: object, where: str) -> None:
             f"{where}: field 'schema_version': found {found}, expected a version like '{SCHEMA_VERSION}'; "
             "export the bundle again"
         )
-    major, known = version.split(".")[0], SCHEMA_VERSION.split(".", maxsplit=1)[0]
-    if int(major) > int(known):
+    major, known = int(version.split(".")[0]), int(SCHEMA_VERSION.split(".", maxsplit=1)[0])
+    if major > known:
         todo = "install a newer masksam-deploy, or export the bundle again with this one"
     else:
         todo = "export the bundle again with this masksam-deploy"
-    if int(major) != int(known):
+    if not OLDEST_MAJOR <= major <= known:
         raise BundleError(
             f"{where}: field 'schema_version': found '{version}', expected a version that this "
-            f"masksam-deploy knows ({known}.x); {todo}"
+            f"masksam-deploy knows ({OLDEST_MAJOR}.x to {known}.x); {todo}"
         )
 
 
@@ -174,11 +182,9 @@ def _problems(manifest: Manifest) -> Iterator[str]:
     yield from _file_problems(manifest)
     yield from _graph_problems(manifest.graphs)
     yield from _end_problems(manifest)
-    yield from preprocessing_problems(manifest.preprocessing)
+    yield from recipe_problems(manifest.recipe, manifest.labels, _patch(manifest))
     yield from _label_problems(manifest.labels)
     yield from _validation_problems(manifest)
-    if repeated := _first_repeated(manifest.mirror_axes):
-        yield f"field 'mirror_axes': found {repeated} twice, expected each axis at most once"
 
 
 def _file_problems(manifest: Manifest) -> Iterator[str]:
@@ -250,13 +256,15 @@ def _port_problems(port: Port, graph: str) -> Iterator[str]:
 
 
 def _end_problems(manifest: Manifest) -> Iterator[str]:
-    channels = len(manifest.preprocessing.channel_names)
+    channels = len(manifest.recipe.channels)
     classes = len(manifest.labels.classes)
-    image = next(port for port in manifest.graphs[0].inputs if port.name == IMAGE_PORT)
+    image = next((port for port in manifest.graphs[0].inputs if port.name == IMAGE_PORT), None)
+    if image is None:
+        return  # said already: an input that is no image and no output
     if image.dtype != "float32" or len(image.shape) != 5 or image.shape[1] != channels:
         yield (
             f"port '{IMAGE_PORT}': found {_described(image)}, expected float32 [B, {channels}, T, H, W] for "
-            f"the {channels} entries of 'channel_names'"
+            f"the {channels} entries of 'recipe.channels'"
         )
     last = manifest.graphs[-1]
     scores = next((port for port in last.outputs if port.name == SCORES_PORT), None)
@@ -274,27 +282,10 @@ def _end_problems(manifest: Manifest) -> Iterator[str]:
         )
 
 
-def preprocessing_problems(preprocessing: Preprocessing) -> Iterator[str]:
-    """What the fields of `preprocessing` contradict each other in, a line each."""
-    channels, schemes = len(preprocessing.channel_names), len(preprocessing.normalization)
-    if channels != schemes:
-        yield (f"field 'preprocessing.normalization': found {schemes} entries, expected one a channel ({channels})")
-    if sorted(preprocessing.transpose_forward) != [0, 1, 2]:
-        yield (
-            f"field 'preprocessing.transpose_forward': found {list(preprocessing.transpose_forward)}, "
-            "expected each of 0, 1 and 2 once"
-        )
-    for index, scheme in enumerate(preprocessing.normalization):
-        if scheme.scheme != "CTNormalization":
-            continue
-        field = f"field 'preprocessing.normalization.{index}'"
-        lower, upper, std = scheme.lower, scheme.upper, scheme.std
-        if lower is None or upper is None or scheme.mean is None or std is None:
-            yield (f"{field}: found CTNormalization without all of lower, upper, mean and std, expected all four")
-        elif lower >= upper or std <= 0:
-            yield (
-                f"{field}: found lower {lower}, upper {upper}, std {std}, expected lower below upper and std above 0"
-            )
+def _patch(manifest: Manifest) -> tuple[int, ...]:
+    """Voxels of a window along each axis; empty if the graphs do not say."""
+    image = next((port for port in manifest.graphs[0].inputs if port.name == IMAGE_PORT), None)
+    return tuple(size for size in image.shape[2:] if isinstance(size, int)) if image else ()
 
 
 def _label_problems(labels: Labels) -> Iterator[str]:
@@ -303,7 +294,7 @@ def _label_problems(labels: Labels) -> Iterator[str]:
 
 
 def _validation_problems(manifest: Manifest) -> Iterator[str]:
-    channels = len(manifest.preprocessing.channel_names)
+    channels = len(manifest.recipe.channels)
     for case in manifest.validation:
         if len(case.scans) != channels:
             yield f"validation case {shown(case.name)}: found {len(case.scans)} scans, expected {channels}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import IO
 
 from pydantic import JsonValue
@@ -12,7 +12,8 @@ from rich.text import Text
 from masksam_deploy.base.tables import add_row, figures, open_console, table, words
 from masksam_deploy.base.text import one_line, shown
 from masksam_deploy.bundle.directory import Bundle
-from masksam_deploy.bundle.manifest import Normalization, Port, Preprocessing, Provenance
+from masksam_deploy.bundle.manifest import Port, Provenance
+from masksam_deploy.bundle.recipe import AxisSize, Channel, Recipe, Resampling, Step, Windows
 
 _TIMES = " × "  # noqa: RUF001 - what people write between sizes
 _DECISIONS = {
@@ -29,10 +30,10 @@ def report(bundle: Bundle, file: IO[str], *, verified: bool) -> None:
     console.print(Text(f"{one_line(manifest.name)}  ({shown(bundle.path)})"), style="bold", soft_wrap=True)
     console.print(Text(f"schema {manifest.schema_version}, {state}", style="" if verified else "bold yellow"))
     console.print(Text(f"manifest SHA-256 {bundle.sha256}"), soft_wrap=True)
-    console.print(_pairs("Model", manifest.model))
+    console.print(_pairs(f"Network ({manifest.family}, {manifest.contract})", manifest.network))
     console.print(_graphs(bundle))
-    console.print(_pairs("Preprocessing", _preprocessing(manifest.preprocessing)))
-    console.print(_channels(manifest.preprocessing))
+    console.print(_pairs("Recipe", _recipe(manifest.recipe)))
+    console.print(_channels(manifest.recipe.channels))
     console.print(_labels(bundle))
     console.print(_pairs("Inference", _inference(bundle)))
     console.print(_pairs("Provenance", _provenance(manifest.provenance)))
@@ -55,20 +56,24 @@ def _port_cells(port: Port) -> tuple[str, str, str]:
     return (port.name, port.dtype, _sizes(port.shape))
 
 
-def _channels(preprocessing: Preprocessing) -> Table:
-    pairs = zip(preprocessing.channel_names, preprocessing.normalization, strict=True)
-    rows = [(str(index), name, _normalization_line(normalization)) for index, (name, normalization) in enumerate(pairs)]
-    return table("Channels", words("#", "name", "normalisation"), rows)
+def _channels(channels: Sequence[Channel]) -> Table:
+    rows = [
+        (str(index), channel.name, _steps(channel.before), _steps(channel.after), _steps(channel.on_window))
+        for index, channel in enumerate(channels)
+    ]
+    columns = words("#", "name", "on the scan's grid", "on the network's grid", "on each window")
+    return table("Channels", columns, rows)
 
 
-def _normalization_line(normalization: Normalization) -> str:
-    line: str = normalization.scheme
-    if normalization.scheme == "CTNormalization":
-        line += (
-            f": clip to {normalization.lower:g} … {normalization.upper:g}, mean {normalization.mean:g}, "
-            f"std {normalization.std:g}"
-        )
-    return f"{line}, inside the nonzero mask" if normalization.use_mask else line
+def _steps(steps: Sequence[Step]) -> str:
+    """In one line, such as `clip (lower -100, upper 300), scale (subtract 80, divide 40)`."""
+    return ", ".join(_step(step) for step in steps) or "-"
+
+
+def _step(step: Step) -> str:
+    values = step.model_dump(exclude={"kind"}).items()
+    listed = ", ".join(f"{name} {_value_line(value)}" for name, value in values)
+    return f"{step.kind} ({listed})" if listed else step.kind
 
 
 def _labels(bundle: Bundle) -> Table:
@@ -83,20 +88,39 @@ def _files(bundle: Bundle) -> Table:
     return table("Files", (*words("file"), *figures("bytes", fold=True), *words("SHA-256")), rows)
 
 
-def _preprocessing(preprocessing: Preprocessing) -> dict[str, JsonValue]:
-    rows: dict[str, JsonValue] = {
-        "spacing (mm, transposed axes)": _TIMES.join(f"{value:g}" for value in preprocessing.spacing),
-        "new axes from old (z, y, x = 0, 1, 2)": _listed(preprocessing.transpose_forward),
+def _recipe(recipe: Recipe) -> dict[str, JsonValue]:
+    grid, windows, scores = recipe.grid, recipe.windows, recipe.scores
+    return {
+        "new axes from old (z, y, x = 0, 1, 2)": _listed(grid.transpose),
+        "turned round": _listed(grid.flip) or "none",
+        "cropped to": "voxels that are not zero" if grid.crop == "nonzero" else "nothing",
+        "size of the new axes": ", ".join(_size(size) for size in grid.size),
+        "resampling of the scan": _resampling(grid.resampling),
+        "windows": _windows(windows),
+        "before averaging": scores.before_sum,
+        "brought back": scores.bring_back,
+        f"resampling of the {scores.bring_back}": _resampling(scores.resampling),
     }
-    for what, resampling in (
-        ("scan", preprocessing.resample_data),
-        ("scores", preprocessing.resample_scores),
-    ):
-        separate = {True: "always", False: "never", None: "if anisotropic"}[resampling.force_separate_z]
-        rows[f"resampling of the {what}"] = (
-            f"order {resampling.order}, across the plane {resampling.order_z}, separately {separate}"
-        )
-    return rows
+
+
+def _size(size: AxisSize) -> str:
+    values = size.model_dump(exclude={"kind"}).items()
+    return " ".join([size.kind, *(f"{_value_line(value)} {unit}" for unit, value in values)])
+
+
+def _resampling(resampling: Resampling) -> str:
+    if resampling.coordinates == "corners":
+        return f"order {resampling.order}, corners aligned"
+    separate = {True: "always", False: "never", None: "if anisotropic"}[resampling.force_separate_z]
+    return f"order {resampling.order}, across the plane {resampling.order_z}, separately {separate}"
+
+
+def _windows(windows: Windows) -> str:
+    advance = ", ".join(
+        f"{step.share:g} of a window" if step.kind == "share" else f"{step.voxels} voxels" for step in windows.advance
+    )
+    overhang = f", {_listed(windows.overhang)} voxels over the edge" if any(windows.overhang) else ""
+    return f"every {advance}{overhang}; {windows.edge} beyond the edge, {windows.weight} weights"
 
 
 def _provenance(provenance: Provenance) -> dict[str, JsonValue]:

@@ -89,7 +89,7 @@ def infer_folder(paths: Sequence[Path], bundle: Path, wanted: Wanted, how: Runni
         teller = _Teller(len(jobs), silent=as_json)
         teller.say(f"{what_ran(settings)}, {how_mirrored(settings)}: {len(jobs)} scan(s)")
         if how.chosen.profile:
-            teller.say(in_words(how.chosen, settings, loaded.manifest.mirror_axes))
+            teller.say(in_words(how.chosen, settings))
         with _interruption_told(ledger):
             with Batch(segmenter, ledger, max_ram=how.max_ram, tell=teller.tell) as batch:
                 batch.run(jobs, teller.bar)

@@ -58,7 +58,7 @@ def infer_scan(inputs: tuple[Path, ...], bundle: Path, outputs: Outputs, how: Ru
         return
     _tell(result.report, outputs)
     if how.chosen.profile:
-        click.echo(in_words(how.chosen, settings, loaded.manifest.mirror_axes))
+        click.echo(in_words(how.chosen, settings))
 
 
 def _check_paths(inputs: tuple[Path, ...], bundle: Path, outputs: Outputs) -> None:
@@ -90,7 +90,7 @@ def _check_suffix(path: Path, suffix: str) -> None:
 def _check_channels(inputs: tuple[Path, ...], bundle: Bundle) -> None:
     if len(inputs) == bundle.channels:
         return
-    names = ", ".join(bundle.manifest.preprocessing.channel_names)
+    names = ", ".join(bundle.manifest.recipe.channel_names)
     todo = "give further ones with --channel" if len(inputs) < bundle.channels else "leave out some --channel"
     raise ScanError(f"found {len(inputs)} input channel(s), the model expects {bundle.channels} ({names}); {todo}")
 

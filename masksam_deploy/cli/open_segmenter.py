@@ -79,7 +79,10 @@ def open_segmenter(bundle: Bundle, how: Running, watch: Stopwatch) -> Iterator[t
             run_timeout=how.run_timeout,
         ) as segmenter:
             settings = segmenter.settings() | _engine_facts(choice)
-            yield segmenter, settings | profiles.facts(how.chosen, settings, network.precisions)
+            yield (
+                segmenter,
+                settings | profiles.facts(how.chosen, bundle.manifest.measured, settings, network.precisions),
+            )
 
 
 def what_ran(settings: dict[str, Any]) -> str:

@@ -26,7 +26,7 @@ from masksam_deploy.engines.device_gate import judge_on_device, runs_here
 from masksam_deploy.engines.gate import Case, Gate, Limits, Verdict, limits_of
 from masksam_deploy.engines.quantisation import Calibrator
 from masksam_deploy.engines.store import Engine, EngineRecord, key_of, read_engine, store_engine
-from masksam_deploy.engines.typed_graphs import TypedGraphs
+from masksam_deploy.engines.typed_graphs import TypedGraph, TypedGraphs
 from masksam_deploy.io.cases import ScanFiles
 from masksam_deploy.runtimes import GraphChain, onnxruntime_opener, open_stages
 from masksam_deploy.runtimes.onnxruntime import runtime_version
@@ -124,70 +124,120 @@ def build_engine(
         )
     builder.check(request.options)
     on_device = runs_here(builder, request.options)
-    store = bundle.path / ENGINES_DIRECTORY
-    with _staging(store) as staging:
+    with _staging(bundle.path / ENGINES_DIRECTORY) as staging:
+        windows = _calibration(bundle, request)
+        gate = _gate(bundle, request, progress)
         typed_folder = staging / "typed"
         typed_folder.mkdir()
-        windows = _calibration(bundle, request)
-        with TypedGraphs(
-            bundle,
-            typed_folder,
-            windows,
-            calibrator=request.calibrator,
-            excluded=request.excluded,
-            rest=request.spec.rest,
-            simulated=request.spec.on_gpu,
-            threads=request.threads,
-            progress=progress,
-        ) as graphs:
-            gate = _gate(bundle, request, progress)
-            attempts = _judged(gate, graphs, request) if gate else []
-            precisions = attempts[-1].precisions if attempts else request.spec.precisions
-            typed = {name: graphs.get(name, precision) for name, precision in precisions.items()}
+        made = _converted(bundle, typed_folder, windows, gate, request, progress)
         built = {
             name: builder.build(
                 graph.path,
                 staging / f"{name}{builder.suffix}",
-                precisions[name],
+                made.precisions[name],
                 request.options,
                 _named(progress, f"building {name}"),
             )
-            for name, graph in typed.items()
+            for name, graph in made.graphs.items()
         }
         shutil.rmtree(typed_folder)
-        record = EngineRecord(
-            bundle_sha256=bundle.sha256,
-            target=request.spec.target,
-            precisions=dict(precisions),
-            asked=dict(request.spec.precisions),
-            machine=builder.facts(request.options),
-            options=_options(request.options),
-            graphs={name: engine.file.name for name, engine in built.items()},
-            gate=_gate_report(gate, windows, request, attempts, None),
-            provenance={
-                "calibration": _calibration_report(windows, request),
-                "graphs": {name: graph.to_dict() for name, graph in typed.items()},
-                "built": {name: _built_report(engine) for name, engine in built.items()},
-                "created_utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-                "tools": {
-                    "masksam-deploy": __version__,
-                    "onnx": onnx.__version__,
-                    "onnxruntime": runtime_version(),
-                    "python": platform.python_version(),
-                },
-                "command": request.command,
-            },
-            files={},
-        )
+        record = _record(bundle, builder, request, windows, gate, made, built)
         if gate and on_device:
-            verdict = judge_on_device(bundle, Engine(staging, record), gate, request.limits(precisions))
-            if not verdict.passed:
-                raise GateError(
-                    f"on the device, {told(Attempt(precisions, verdict))}, though the same graphs pass in ONNX "
-                    "Runtime; build in a larger precision, and report this with what 'masksam-deploy doctor' prints"
-                )
-            record = record.model_copy(update={"gate": _gate_report(gate, windows, request, attempts, verdict)})
-        return BuildResult(store_engine(staging, bundle, record), tuple(attempts), built)
+            verdict = _judged_on_device(bundle, Engine(staging, record), gate, request)
+            record = record.model_copy(update={"gate": _gate_report(gate, windows, request, made.attempts, verdict)})
+        return BuildResult(store_engine(staging, bundle, record), made.attempts, built)
+
+
+@dataclass(frozen=True)
+class _Converted:
+    """Graphs in smaller precisions.
+
+    Attributes:
+        graphs, precisions: by name.
+        attempts: what the gate said, of the last one these are.
+    """
+
+    graphs: dict[str, TypedGraph]
+    precisions: Mapping[str, Precision]
+    attempts: tuple[Attempt, ...]
+
+
+def _converted(
+    bundle: Bundle,
+    folder: Path,
+    windows: CalibrationWindows | None,
+    gate: Gate | None,
+    request: BuildRequest,
+    progress: Progress | None,
+) -> _Converted:
+    """The graphs in the precisions that were asked for, or that the gate let pass."""
+    with TypedGraphs(
+        bundle,
+        folder,
+        windows,
+        calibrator=request.calibrator,
+        excluded=request.excluded,
+        rest=request.spec.rest,
+        simulated=request.spec.on_gpu,
+        threads=request.threads,
+        progress=progress,
+    ) as graphs:
+        attempts = _judged(gate, graphs, request) if gate else []
+        precisions = attempts[-1].precisions if attempts else request.spec.precisions
+        typed = {name: graphs.get(name, precision) for name, precision in precisions.items()}
+        return _Converted(typed, precisions, tuple(attempts))
+
+
+def _record(
+    bundle: Bundle,
+    builder: Builder,
+    request: BuildRequest,
+    windows: CalibrationWindows | None,
+    gate: Gate | None,
+    made: _Converted,
+    built: Mapping[str, BuiltEngine],
+) -> EngineRecord:
+    """What is stored of an engine, its files and the verdict of a device left out."""
+    return EngineRecord(
+        bundle_sha256=bundle.sha256,
+        target=request.spec.target,
+        precisions=dict(made.precisions),
+        asked=dict(request.spec.precisions),
+        machine=builder.facts(request.options),
+        options=_options(request.options),
+        graphs={name: engine.file.name for name, engine in built.items()},
+        gate=_gate_report(gate, windows, request, made.attempts, None),
+        provenance={
+            "calibration": _calibration_report(windows, request),
+            "graphs": {name: graph.to_dict() for name, graph in made.graphs.items()},
+            "built": {name: _built_report(engine) for name, engine in built.items()},
+            "created_utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "tools": {
+                "masksam-deploy": __version__,
+                "onnx": onnx.__version__,
+                "onnxruntime": runtime_version(),
+                "python": platform.python_version(),
+            },
+            "command": request.command,
+        },
+        files={},
+    )
+
+
+def _judged_on_device(bundle: Bundle, engine: Engine, gate: Gate, request: BuildRequest) -> Verdict:
+    """The gate's verdict on the built engine.
+
+    Raises:
+        GateError: it loses more Dice than is allowed.
+    """
+    precisions = engine.record.precisions
+    verdict = judge_on_device(bundle, engine, gate, request.limits(precisions))
+    if not verdict.passed:
+        raise GateError(
+            f"on the device, {told(Attempt(precisions, verdict))}, though the same graphs pass in ONNX Runtime; build "
+            "in a larger precision, and report this with what 'masksam-deploy doctor' prints"
+        )
+    return verdict
 
 
 _REPLACED = ".replaced"

@@ -21,8 +21,8 @@ from masksam_deploy.bundle.directory import Bundle, reporting_writes
 from masksam_deploy.io import read_volume
 from masksam_deploy.io.cases import ScanFiles, digest
 from masksam_deploy.runtimes.onnxruntime import OnnxRuntimeSession
-from masksam_deploy.scan_path.prepare import preprocess
-from masksam_deploy.scan_path.windows import cut_windows
+from masksam_deploy.scan_path.prepare import prepare
+from masksam_deploy.scan_path.tiles import cut_windows
 
 Window: TypeAlias = NDArray[np.float32]
 Progress: TypeAlias = Callable[[str, int, int], None]
@@ -72,6 +72,7 @@ def calibration_windows(
             f"found {len(scans)} calibration scans for {most} windows, expected at most as many scans as windows; "
             "allow more windows, or name fewer scans"
         )
+    recipe = bundle.manifest.recipe
     windows: list[Window] = []
     digests: dict[str, str] = {}
     for number, scan in enumerate(scans):
@@ -81,15 +82,15 @@ def calibration_windows(
         if twin is not None:
             raise ScanError(f"{shown(scan.name)}: found the same scan as {shown(twin)}, expected different ones")
         digests[_unique(scan.name, digests)] = sha256
-        data = preprocess(volume, bundle.manifest.preprocessing).data
-        useful = [at for at, window in enumerate(cut_windows(data, bundle.patch_size)) if not _flat(window)]
+        data = prepare(volume, recipe).data
+        useful = [at for at, window in enumerate(cut_windows(data, bundle.patch_size, recipe)) if not _flat(window)]
         if not useful:
             raise ScanError(
                 f"{shown(scan.name)}: found no contrast in any window, expected a scan like those the network is for"
             )
         share = (most - len(windows)) // (len(scans) - number)  # at least one, as there are no more scans than windows
         chosen = set(_spread(useful, share))  # overlapping windows of a scan together are eight times its size
-        windows.extend(window for at, window in enumerate(cut_windows(data, bundle.patch_size)) if at in chosen)
+        windows.extend(window for at, window in enumerate(cut_windows(data, bundle.patch_size, recipe)) if at in chosen)
     if len(windows) < fewest:
         raise ScanError(
             f"found {len(windows)} windows in {len(scans)} calibration scans, expected at least {fewest}; name more"

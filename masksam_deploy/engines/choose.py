@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -70,42 +70,79 @@ def choose_engine(
     """
     if backend in ("auto", "onnxruntime") and precision == "fp32":
         return Choice(None, {}, {})
-    machines: dict[Target, dict[str, str] | None] = {}
-    stale = {folder.name: why for folder, why in broken_engines(bundle).items()}
-    foreign: dict[str, str] = {}
-    excluded: dict[str, str] = {}
-    valid: list[Engine] = []
-    for engine in engines_of(bundle):
-        record = engine.record
-        if backend not in ("auto", record.target) or (precision and label(record.asked) != precision):
-            continue
-        why = _ruled_out(engine, backend, device, without)
-        if why:
-            excluded[engine.folder.name] = why
-            continue
-        if record.target not in machines:
-            machines[record.target] = machine_for(record.target, device or "cpu")
-        problem = engine.problem(bundle, machines[record.target])
-        if problem is None and not engine.judged and (judged or (precision is None and backend == "auto")):
-            stale[engine.folder.name] = "nothing shows that it is right (--no-gate); name its --precision to use it"
-        elif problem is None:
-            valid.append(engine)
-        elif problem.stale:
-            stale[engine.folder.name] = f"{problem.reason}; build it again: {engine.rebuild}"
-        else:
-            foreign[engine.folder.name] = problem.reason
+    found = _sorted(bundle, _Wanted(backend, precision, device, tuple(without), judged))
+    valid = found.valid
     if precision is None:
         valid = [engine for engine in valid if _is_faster(engine, device or "cpu")]
     best = min(valid, key=_rank, default=None)
     if best is not None:
         best.check_files()
-        return Choice(best, stale, foreign)
+        return Choice(best, found.stale, found.foreign)
     if (backend in ("auto", "onnxruntime")) and precision in (None, "fp32"):
-        return Choice(None, stale, foreign)
+        return Choice(None, found.stale, found.foreign)
+    raise _no_engine(bundle, backend, precision, found)
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """See `choose_engine`."""
+
+    backend: Backend
+    precision: Precision | None
+    device: Device | None
+    without: tuple[Precision, ...]
+    judged: bool
+
+    def names(self, engine: Engine) -> bool:
+        """Whether an engine is of the target and precision that were asked for."""
+        record = engine.record
+        return self.backend in ("auto", record.target) and (
+            self.precision is None or label(record.asked) == self.precision
+        )
+
+    def takes_unjudged(self) -> bool:
+        """Whether an engine may run that no gate has judged: only where it was asked for by name."""
+        return not self.judged and (self.precision is not None or self.backend != "auto")
+
+
+@dataclass
+class _Sorted:
+    """A bundle's engines: those that may run, and why each other one may not."""
+
+    valid: list[Engine] = field(default_factory=list)
+    stale: dict[str, str] = field(default_factory=dict)
+    foreign: dict[str, str] = field(default_factory=dict)
+    excluded: dict[str, str] = field(default_factory=dict)
+
+
+def _sorted(bundle: Bundle, wanted: _Wanted) -> _Sorted:
+    found = _Sorted(stale={folder.name: why for folder, why in broken_engines(bundle).items()})
+    machines: dict[Target, dict[str, str] | None] = {}
+    for engine in filter(wanted.names, engines_of(bundle)):
+        name, target = engine.folder.name, engine.record.target
+        why = _ruled_out(engine, wanted.backend, wanted.device, wanted.without)
+        if why:
+            found.excluded[name] = why
+            continue
+        if target not in machines:
+            machines[target] = machine_for(target, wanted.device or "cpu")
+        problem = engine.problem(bundle, machines[target])
+        if problem is None and not engine.judged and not wanted.takes_unjudged():
+            found.stale[name] = "nothing shows that it is right (--no-gate); name its --precision to use it"
+        elif problem is None:
+            found.valid.append(engine)
+        elif problem.stale:
+            found.stale[name] = f"{problem.reason}; build it again: {engine.rebuild}"
+        else:
+            found.foreign[name] = problem.reason
+    return found
+
+
+def _no_engine(bundle: Bundle, backend: Backend, precision: Precision | None, found: _Sorted) -> EngineError:
     wanted = " ".join(filter(None, (None if backend == "auto" else backend, precision)))
-    reasons = "".join(f"; {name}: {why}" for name, why in (stale | foreign | excluded).items())
+    reasons = "".join(f"; {name}: {why}" for name, why in (found.stale | found.foreign | found.excluded).items())
     flags = " ".join(filter(None, (f"--{precision or 'fp16'}", f"--target {backend}" if backend != "auto" else "")))
-    raise EngineError(
+    return EngineError(
         f"{bundle.path}: found no {wanted} engine that is valid here, expected one{reasons}; build one: masksam-deploy "
         f"build-engine {bundle.path} {flags}"
     )

@@ -1,24 +1,19 @@
-"""Step size, mirroring and precision in one named choice, and what each was measured to cost.
+"""Step size, mirroring and precision in one named choice, and what each was measured to cost for a bundle's network.
 
-The figures are package data, written by `benchmarks/profiles.py` together with the definitions that they were measured
-with: a changed definition needs new figures.
+The figures travel in the bundle (`Manifest.measured`): where nothing was measured, nothing is claimed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from functools import cache
-from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from masksam_deploy.base.records import Record
 from masksam_deploy.base.text import one_line
+from masksam_deploy.bundle.manifest import Cost, Measured
 from masksam_deploy.runtimes.spec import Precision
 
 ProfileName: TypeAlias = Literal["fast", "balanced", "accurate"]
-
-FIGURES = Path(__file__).with_suffix(".json")
 
 
 @dataclass(frozen=True)
@@ -88,96 +83,55 @@ def choose(
     )
 
 
-class Cost(Record):
-    """What one way to run cost on the held-out scans, against the profile `accurate`.
-
-    Attributes:
-        step: of the windows.
-        precision: of all graphs.
-        mean_dice: over the scans.
-        mean_cost: Dice lost, over the scans; negative for a gain.
-        worst_cost: in the scan that lost most.
-        runs_per_scan: of the network, on average.
-    """
-
-    step: float
-    precision: Precision
-    mean_dice: float
-    mean_cost: float
-    worst_cost: float
-    runs_per_scan: float
-
-
-class Figures(Record):
-    """The package data.
-
-    Attributes:
-        model: that was measured.
-        scans: how many, none of them seen in training.
-        where: what ran it.
-        mirror_axes: that it allows; if none, what mirroring gives was not measured.
-        commit, date: of the measurement.
-        profiles: the definitions that were measured.
-        costs: without mirroring, in the float32 accumulator.
-    """
-
-    model: str
-    scans: int
-    where: str
-    mirror_axes: list[int]
-    commit: str
-    date: str
-    profiles: dict[str, dict[str, Any]]
-    costs: list[Cost]
-
-
-@cache
-def figures() -> Figures:
-    """What was measured."""
-    return Figures.model_validate_json(FIGURES.read_bytes())
-
-
 def definitions() -> dict[str, dict[str, Any]]:
     """All profiles as JSON has them."""
     return {name: {**asdict(profile), "without": list(profile.without)} for name, profile in PROFILES.items()}
 
 
-def cost_of(settings: Mapping[str, Any], precisions: Mapping[str, str]) -> Cost | None:
+def cost_of(measured: Measured | None, settings: Mapping[str, Any], precisions: Mapping[str, str]) -> Cost | None:
     """What was measured for the way in which a network runs; None if that was not.
 
     Args:
+        measured: of the bundle.
         settings: of the segmenter, as in reports.
         precisions: of each graph, as the network says.
     """
-    if settings["mirror_axes"] or settings["accumulator"] != "float32" or len(set(precisions.values())) != 1:
+    if (
+        measured is None
+        or settings["mirror_axes"]
+        or settings["accumulator"] != "float32"
+        or len(set(precisions.values())) != 1
+    ):
         return None
     ran = (settings["step"], next(iter(precisions.values())))
-    return next((cost for cost in figures().costs if (cost.step, cost.precision) == ran), None)
+    return next((cost for cost in measured.costs if (cost.step, cost.precision) == ran), None)
 
 
-def facts(chosen: Chosen, settings: Mapping[str, Any], precisions: Mapping[str, str]) -> dict[str, Any]:
+def facts(
+    chosen: Chosen, measured: Measured | None, settings: Mapping[str, Any], precisions: Mapping[str, str]
+) -> dict[str, Any]:
     """For the report's settings: the profile and what it was measured to cost; empty without a profile."""
     if chosen.profile is None:
         return {}
-    cost = cost_of(settings, precisions)
-    measured = figures()
+    cost = cost_of(measured, settings, precisions)
+    found = None
+    if cost is not None and measured is not None:
+        found = {"scans": measured.scans, "where": measured.where, **cost.model_dump()}
     return {
         "profile": {
             "name": chosen.profile,
             "typed_besides": list(chosen.typed),
-            "measured": cost
-            and {"model": measured.model, "scans": measured.scans, "where": measured.where, **cost.model_dump()},
+            "measured": found,
         }
     }
 
 
-def in_words(chosen: Chosen, settings: Mapping[str, Any], mirror_axes: tuple[int, ...]) -> str:
+def in_words(chosen: Chosen, settings: Mapping[str, Any]) -> str:
     """What a profile really ran and what that was measured to cost, in one line.
 
     Args:
         chosen: with a profile.
         settings: of the run, with `facts`.
-        mirror_axes: that the bundle allows.
     """
     mirrored = f"mirrored along {settings['mirror_axes']}" if settings["mirror_axes"] else "not mirrored"
     typed = f" with {', '.join(chosen.typed)} as typed" if chosen.typed else ""
@@ -186,13 +140,10 @@ def in_words(chosen: Chosen, settings: Mapping[str, Any], mirror_axes: tuple[int
         return f"{ran}; the others' cost is measured against this"
     cost = settings["profile"]["measured"]
     if cost is None:
-        return f"{ran}; what this costs in Dice was not measured"
-    unmeasured = "; that model is never mirrored, so what mirroring gives yours is not in these figures"
+        return f"{ran}; what this costs in Dice was not measured for this bundle"
     return (
-        f"{ran}; on {cost['model']} ({cost['scans']} held-out scans, {cost['where']}) this cost "
-        f"{_dice(cost['mean_cost'])} on average, {_dice(cost['worst_cost'])} in the worst scan"
-        + (unmeasured if mirror_axes and not figures().mirror_axes else "")
-        + "; your model may differ"
+        f"{ran}; on {cost['scans']} held-out scans ({cost['where']}) this cost {_dice(cost['mean_cost'])} on average, "
+        f"{_dice(cost['worst_cost'])} in the worst scan"
     )
 
 

@@ -40,7 +40,15 @@ def palette_of(labels: Labels) -> LabelMap:
     return np.array(values, np.uint16)
 
 
-def decide(scores: Any, palette: Any, decision: Decision, *, xp: Any = np, as_softmax: bool = False) -> Any:
+def decide(
+    scores: Any,
+    palette: Any,
+    decision: Decision,
+    *,
+    xp: Any = np,
+    as_softmax: bool = False,
+    probabilities: bool = False,
+) -> Any:
     """The label value of each voxel.
 
     Args:
@@ -50,6 +58,7 @@ def decide(scores: Any, palette: Any, decision: Decision, *, xp: Any = np, as_so
         xp: the array library, NumPy or CuPy.
         as_softmax: decide `argmax` as the argmax of a float32 softmax does: where the best class leads a lower one by
             so little that their probabilities round to the same number, the lower one wins.
+        probabilities: whether scores are probabilities already: `regions` compares them with 0.5 as they are.
 
     Returns:
         An array of `xp`, of the shape of one class and the dtype of `palette`.
@@ -58,7 +67,7 @@ def decide(scores: Any, palette: Any, decision: Decision, *, xp: Any = np, as_so
         return palette[_winners(scores, xp, as_softmax=as_softmax)]
     painted = xp.zeros(scores[0].shape, palette.dtype)
     for score, value in zip(scores, palette, strict=True):
-        painted = xp.where(_exceeds_half(score, xp), value, painted)
+        painted = xp.where(score > 0.5 if probabilities else _exceeds_half(score, xp), value, painted)
     return painted
 
 

@@ -9,23 +9,36 @@ from typing import Any
 
 import numpy as np
 
-from masksam_deploy.bundle.manifest import Labels, Resampling
+from masksam_deploy.bundle.manifest import Labels
+from masksam_deploy.bundle.recipe import Recipe, Scores
 from masksam_deploy.scan_path.decision import LabelMap, decide, palette_of
+from masksam_deploy.scan_path.frame import ScanFrame
 from masksam_deploy.scan_path.gpu_arrays import Arrays
 from masksam_deploy.scan_path.labels_host import PlaneWindow
-from masksam_deploy.scan_path.prepare import ScanFrame
 from masksam_deploy.scan_path.resample import AxisMap, Resampler, Shape3, resampler
 
 
-def can_resample(resampling: Resampling) -> bool:
-    """Whether scores can be resampled plane by plane: splines need those of the whole grid, and the host."""
-    return 3 not in (resampling.order, resampling.order_z)
+def why_not_on_gpu(recipe: Recipe) -> str | None:
+    """Why scores of a recipe have to come to the host, in words; None if they need not."""
+    if recipe.scores.before_sum != "none":
+        return f"this bundle averages probabilities ({recipe.scores.before_sum}), which is done on the host only"
+    if recipe.windows.weight != "gaussian":
+        return f"this bundle weighs windows {recipe.windows.weight}ly, which is done on the host only"
+    return _why_not_decided(recipe.scores)
+
+
+def _why_not_decided(scores: Scores) -> str | None:
+    if scores.bring_back == "labels":
+        return "this bundle resamples labels, not scores, which is done on the host only"
+    if 3 in (scores.resampling.order, scores.resampling.order_z):
+        return "this bundle resamples scores with splines, which need those of the whole scan"
+    return None
 
 
 def labels_on_gpu(
-    arrays: Arrays, planes: Iterable[tuple[int, Any]], frame: ScanFrame, resampling: Resampling, labels: Labels
+    arrays: Arrays, planes: Iterable[tuple[int, Any]], frame: ScanFrame, scores: Scores, labels: Labels
 ) -> LabelMap:
-    """The same as `postprocess.labels_from_scores` of float32 scores; only labels come to the host, plane by plane.
+    """The same as `labels_host.labels_from_scores` of float32 scores; only labels come to the host, plane by plane.
 
     Resampled scores are sums in another order than the host's: a voxel whose two best scores agree to about six digits
     may get the other class.
@@ -34,35 +47,35 @@ def labels_on_gpu(
         arrays: the library of the planes.
         planes: (first plane, scores `[K,n,H,W]`, float32, finite) in order.
         frame: how their grid relates to the scan.
-        resampling: the bundle's `resample_scores`, of order 0 or 1.
+        scores: of the recipe; resampled with order 0 or 1.
         labels: what the K classes mean.
 
     Returns:
         `[Z,Y,X]`, uint8 or uint16.
 
     Raises:
-        BundleError, ValueError: see `postprocess.labels_from_scores`.
+        BundleError, ValueError: see `labels_host.labels_from_scores`.
     """
-    if not can_resample(resampling):
-        raise ValueError(f"scores on the GPU cannot be resampled with splines ({resampling}); take the host's way")
-    plan = resampler(frame.network_shape, frame.cropped_shape, frame.network_spacing, frame.scan_spacing, resampling)
+    why_not = _why_not_decided(scores)
+    if why_not:
+        raise ValueError(f"found scores on the GPU, expected them on the host: {why_not}")
+    spec = scores.resampling
+    plan = resampler(frame.network_shape, frame.cropped_shape, frame.network_spacing, frame.scan_spacing, spec)
     palette = palette_of(labels)
     result = np.zeros(frame.geometry.shape_zyx, palette.dtype)
-    box = result.transpose(frame.transpose)[frame.slices]
+    box = frame.box_of(result)
     window = PlaneWindow(planes, frame.network_shape, len(palette))
     on_gpu = _Grid(arrays, plan)
     colours = arrays.xp.asarray(palette)
-    decided: list[int] = []
     for index in range(plan.new_shape[0]):
-        used = plan.maps[0].used(index, index + 1).tolist()
-        if len(used) == 1 and used == decided:  # nearest neighbour across the slices repeats planes
+        if plan.maps[0].repeats(index):  # as the nearest neighbour across the slices does
             box[index] = box[index - 1]
             continue
+        used = plan.maps[0].used(index, index + 1).tolist()
         window.advance(int(plan.maps[0].needed_from[index]), used[-1])
         box[index] = arrays.to_host(
             decide(on_gpu.resampled(window, index, used), colours, labels.decision, xp=arrays.xp)
         )
-        decided = used
     window.finish()
     return result
 

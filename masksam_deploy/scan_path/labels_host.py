@@ -1,13 +1,15 @@
-"""From class scores on the network grid to labels on the scan's grid (nnU-Net v2.5.1's export).
+"""From class scores on the network grid to labels on the scan's grid.
 
 Scores are resampled, decided and painted one slab of planes at a time, class by class: no volume of K classes
-ever exists on the scan's grid, and of the network's grid only the planes the next slab needs are kept.
+ever exists on the scan's grid, and of the network's grid only the planes the next slab needs are kept. Where the recipe
+brings labels back, planes are decided before they are resampled.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,10 +17,11 @@ from numpy.typing import NDArray
 
 from masksam_deploy.base.errors import BundleError
 from masksam_deploy.base.threads import Team
-from masksam_deploy.bundle.manifest import Decision, Labels, Resampling
+from masksam_deploy.bundle.manifest import Decision, Labels
+from masksam_deploy.bundle.recipe import Scores
 from masksam_deploy.scan_path.decision import LabelMap, decide, palette_of
-from masksam_deploy.scan_path.prepare import ScanFrame
-from masksam_deploy.scan_path.resample import Floats, Limits, Resampler, resampler
+from masksam_deploy.scan_path.frame import ScanFrame
+from masksam_deploy.scan_path.resample import AxisMap, Floats, Limits, Resampler, resampler
 from masksam_deploy.scan_path.sums_host import round_to_float16
 
 _SLAB_BYTES = 2 << 20  # a plane of 512 x 512: stays in the cache from class to class
@@ -30,7 +33,7 @@ _BLOCK_VOXELS = 1 << 16  # of one class, decided at a time: what a block needs s
 def labels_from_scores(
     planes: Iterable[tuple[int, NDArray[np.floating[Any]]]],
     frame: ScanFrame,
-    resampling: Resampling,
+    scores: Scores,
     labels: Labels,
     *,
     threads: int = 1,
@@ -39,17 +42,17 @@ def labels_from_scores(
 
     float16 scores are treated as nnU-Net does: resampled in float64, rounded to float16, and decided by the
     argmax of a float32 softmax, which merges the smallest differences. float32 scores are resampled in
-    float32 and decided by their own argmax. The lowest class wins a tie. Voxels outside the nonzero box
-    are 0.
+    float32 and decided by their own argmax. The lowest class wins a tie. Voxels outside the box of the frame
+    are 0, and so are those that the recipe's coordinates put behind the last voxel of the network's grid.
 
-    With spline order 3 (never nnU-Net's default for scores) the clip range needs the scores of the whole
+    Where splines of order 3 are clipped (never nnU-Net's default for scores), the range needs the scores of the whole
     network grid, which are then held as float32.
 
     Args:
         planes: (first plane, scores `[K,n,H,W]`) in order, as `stream_scores` yields them on `frame`'s
             network grid; all float16 or all float32, finite.
         frame: how that grid relates to the scan.
-        resampling: the bundle's `resample_scores`.
+        scores: of the recipe.
         labels: what the K classes mean.
         threads: at least 1; the result does not depend on it.
 
@@ -57,32 +60,77 @@ def labels_from_scores(
         `[Z,Y,X]`, uint8 or, if a label value exceeds 255, uint16.
 
     Raises:
-        BundleError: K differs from the number of classes in `labels`.
+        BundleError: K differs from the number of classes in `labels`, or labels are to be resampled with splines.
         ValueError: planes out of order or missing, or of another size than the network grid.
     """
-    plan = resampler(frame.network_shape, frame.cropped_shape, frame.network_spacing, frame.scan_spacing, resampling)
-    palette = palette_of(labels)
-    result = np.zeros(frame.geometry.shape_zyx, palette.dtype)
-    # A view: what is painted here lands in scan space, transposed back and in its place.
-    box = result.transpose(frame.transpose)[frame.slices]
-    window = PlaneWindow(planes, frame.network_shape, len(palette))
-    limits = window.limits(plan) if plan.clips and not plan.is_identity else None
-    is_spline = 3 in (resampling.order, resampling.order_z)
-    decided: int | None = None
+    spec = scores.resampling
+    if scores.bring_back == "labels" and (spec.order, spec.order_z) != (0, 0):
+        raise BundleError(
+            f"labels are resampled with splines of order {spec.order} and {spec.order_z}, expected 0, as there are no "
+            "labels between labels; export the bundle again"
+        )
+    plan = resampler(frame.network_shape, frame.cropped_shape, frame.network_spacing, frame.scan_spacing, spec)
+    rule = _Rule(palette_of(labels), labels.decision, scores.before_sum != "none")
+    result = np.zeros(frame.geometry.shape_zyx, rule.palette.dtype)
+    box = frame.box_of(result)  # a view: what is painted here lands in scan space
+    window = PlaneWindow(planes, frame.network_shape, len(rule.palette))
     with Team(threads) as team:
-        for start, stop in plan.slabs(frame.network_shape, _SPLINE_SLAB_BYTES if is_spline else _SLAB_BYTES):
-            used = plan.maps[0].used(start, stop)
-            # Nearest neighbour across the slices repeats planes: decide each once.
-            repeats = stop - start == 1 and used.tolist() == [decided]
-            if repeats:
-                box[start] = box[start - 1]
-                continue
-            window.advance(int(plan.maps[0].needed_from[start]), int(used[-1]))
-            scores = _resample(window, plan, start, stop, limits, team)
-            _paint(scores, palette, box[start:stop], labels.decision, window.half, team)
-            decided = int(used[0]) if stop - start == 1 and used.size == 1 else None
+        bring_back = _bring_labels_back if scores.bring_back == "labels" else _bring_scores_back
+        bring_back(window, plan, rule, box, team)
     window.finish()
     return result
+
+
+@dataclass(frozen=True, eq=False)
+class _Rule:
+    """How scores become label values.
+
+    Attributes:
+        palette: the value of each class, `[K]`.
+        decision: of the bundle.
+        probabilities: whether the scores are probabilities.
+    """
+
+    palette: LabelMap
+    decision: Decision
+    probabilities: bool
+
+
+def _bring_scores_back(window: PlaneWindow, plan: Resampler, rule: _Rule, box: LabelMap, team: Team) -> None:
+    """Resample scores, then decide, slab by slab."""
+    limits = window.limits(plan) if plan.clips and not plan.is_identity else None
+    along = plan.maps[0]
+    for start, stop in plan.slabs(window.shape, _SPLINE_SLAB_BYTES if plan.splines else _SLAB_BYTES):
+        # Nearest neighbour across the slices repeats planes: decide each once.
+        if stop - start == 1 and along.repeats(start):
+            box[start] = box[start - 1]
+            continue
+        window.advance(int(along.needed_from[start]), int(along.used(start, stop)[-1]))
+        slab = _resample(window, plan, start, stop, limits, team)
+        _paint(slab, rule, box[start:stop], window.half, team)
+
+
+def _bring_labels_back(window: PlaneWindow, plan: Resampler, rule: _Rule, box: LabelMap, team: Team) -> None:
+    """Decide on the network's grid, plane by plane, then take the nearest label."""
+    along, (rows, no_row), (columns, no_column) = plan.maps[0], _nearest(plan.maps[1]), _nearest(plan.maps[2])
+    decided = np.empty((1, *window.shape[1:]), rule.palette.dtype)
+    for index in range(plan.new_shape[0]):
+        if along.repeats(index):
+            box[index] = box[index - 1]
+            continue
+        used = int(along.used(index, index + 1)[0])
+        window.advance(int(along.needed_from[index]), used)
+        if not along.matrix[index].any():
+            continue
+        _paint(window.scores(used, used + 1), rule, decided, window.half, team)
+        plane = decided[0][np.ix_(rows, columns)]
+        plane[no_row], plane[:, no_column] = 0, 0
+        box[index] = plane
+
+
+def _nearest(axis_map: AxisMap) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+    """Per output of a map of order 0, the input that it takes, and whether it takes none."""
+    return axis_map.matrix.argmax(axis=1), axis_map.matrix.max(axis=1) == 0
 
 
 class PlaneWindow:
@@ -92,6 +140,11 @@ class PlaneWindow:
         stream: see `labels_from_scores`; arrays of any library with NumPy's methods.
         shape: of the network grid.
         classes: K.
+
+    Attributes:
+        shape: as given.
+        classes: as given.
+        half: whether the scores that were read are float16.
     """
 
     def __init__(
@@ -101,7 +154,7 @@ class PlaneWindow:
         classes: int,
     ) -> None:
         self._stream = iter(stream)
-        self._shape = shape
+        self.shape = shape
         self.classes = classes
         self._planes: dict[int, Any] = {}
         self._arrived = 0
@@ -124,9 +177,9 @@ class PlaneWindow:
 
     def limits(self, plan: Resampler) -> Limits:
         """Read everything and return the limits of all classes, to broadcast to `[D,K,H,W]`."""
-        while self._arrived < self._shape[0]:
+        while self._arrived < self.shape[0]:
             self._read()
-        every = np.arange(self._shape[0])
+        every = np.arange(self.shape[0])
         limits = [plan.limits(self.select(every, slice(k, k + 1))[:, 0]) for k in range(self.classes)]
         lows, highs = zip(*limits, strict=True)
         return np.stack(lows, axis=1), np.stack(highs, axis=1)
@@ -142,22 +195,22 @@ class PlaneWindow:
 
     def finish(self) -> None:
         """Read what no output depends on, so that a stream that is too long or too short is noticed."""
-        while self._arrived < self._shape[0]:
+        while self._arrived < self.shape[0]:
             self._read()
         if next(self._stream, None) is not None:
-            raise ValueError(f"the stream holds more than the {self._shape[0]} planes of the network grid")
+            raise ValueError(f"the stream holds more than the {self.shape[0]} planes of the network grid")
 
     def _read(self) -> None:
         start, scores = next(self._stream, (-1, None))
         if scores is None or start != self._arrived:
             found = "ends" if scores is None else f"continues with plane {start}"
-            raise ValueError(f"the stream {found}, expected plane {self._arrived} of {self._shape[0]}")
+            raise ValueError(f"the stream {found}, expected plane {self._arrived} of {self.shape[0]}")
         if len(scores) != self.classes:
             raise BundleError(
                 f"the network scores {len(scores)} classes, the manifest names {self.classes}; export the bundle again"
             )
-        if scores.shape[2:] != self._shape[1:]:
-            raise ValueError(f"score planes are {scores.shape[2:]}, expected {self._shape[1:]}")
+        if scores.shape[2:] != self.shape[1:]:
+            raise ValueError(f"score planes are {scores.shape[2:]}, expected {self.shape[1:]}")
         self.half = scores.dtype == np.float16
         # Exact, and once here is cheaper than for every output plane that uses it.
         scores = scores.astype(np.float32, copy=False)
@@ -190,20 +243,19 @@ def _resample(
     return scores
 
 
-def _paint(
-    scores: list[Floats],
-    palette: LabelMap,
-    out: LabelMap,
-    decision: Decision,
-    as_softmax: bool,
-    team: Team,
-) -> None:
+def _paint(scores: list[Floats], rule: _Rule, out: LabelMap, half: bool, team: Team) -> None:
     """Decide a slab, `[n,H,W]` of each class, and paint it into `out` `[n,H,W]`, a few rows at a time."""
 
     def paint_rows(top: int) -> None:
         rows = slice(top, top + step)
         block = [score[:, rows] for score in scores]
-        out[:, rows] = decide(block, palette, decision, as_softmax=as_softmax)
+        out[:, rows] = decide(
+            block,
+            rule.palette,
+            rule.decision,
+            as_softmax=half and not rule.probabilities,
+            probabilities=rule.probabilities,
+        )
 
     depth, height, width = scores[0].shape
     step = max(1, _BLOCK_VOXELS // (depth * width))

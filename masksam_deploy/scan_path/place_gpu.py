@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 
 from masksam_deploy.base.errors import BackendError
 from masksam_deploy.base.memory import size_text
-from masksam_deploy.bundle.manifest import Resampling
+from masksam_deploy.bundle.recipe import Recipe
 from masksam_deploy.runtimes.base import ScoresOnGpu
+from masksam_deploy.scan_path.frame import ScanFrame
 from masksam_deploy.scan_path.gpu_arrays import Arrays
-from masksam_deploy.scan_path.labels_gpu import bytes_of_labels, can_resample, labels_on_gpu
-from masksam_deploy.scan_path.prepare import ScanFrame
+from masksam_deploy.scan_path.labels_gpu import bytes_of_labels, labels_on_gpu, why_not_on_gpu
 from masksam_deploy.scan_path.resample import Shape3
 from masksam_deploy.scan_path.sums_gpu import GpuSums, bytes_of_sums
-from masksam_deploy.scan_path.windows import padded_shape
+from masksam_deploy.scan_path.tiles import padded_shape
 
 _PREDICTS_ON_HOST = (
     "--scores-on gpu: found a network whose scores come to the host, expected an engine of TensorRT or TensorRT for "
@@ -40,21 +40,22 @@ class GpuScores:
     arrays: Arrays
 
     def why_not(
-        self, frame: ScanFrame, resampling: Resampling, classes: int, patch: Shape3, batch: int, mirrored: bool
+        self, frame: ScanFrame, recipe: Recipe, classes: int, patch: Shape3, batch: int, mirrored: bool
     ) -> str | None:
         """Why this scan's scores have to come to the host, in words; None if they need not.
 
         Args:
             frame: of the scan.
-            resampling: of scores.
+            recipe: of the bundle.
             classes: K.
             patch: (T, P, P).
             batch: windows at once.
             mirrored: whether predictions of mirrored windows are averaged.
         """
-        if not can_resample(resampling):
-            return "this bundle resamples scores with splines, which need those of the whole scan"
-        height, width = padded_shape(frame.network_shape, patch)[1:]
+        why_not = why_not_on_gpu(recipe)
+        if why_not:
+            return why_not
+        height, width = padded_shape(frame.network_shape, patch, recipe.windows)[1:]
         needed = bytes_of_sums(classes, patch, (height, width), batch, mirrored)
         needed += bytes_of_labels(classes, frame.network_shape[1:], frame.cropped_shape[1:])
         spare = self.network.spare_vram()
@@ -73,7 +74,7 @@ class GpuScores:
 
     @property
     def labels(self) -> Any:
-        """As `postprocess.labels_from_scores`, for planes on the GPU."""
+        """As `labels_host.labels_from_scores`, for planes on the GPU."""
         return partial(labels_on_gpu, self.arrays)
 
 

@@ -1,10 +1,8 @@
-"""Resampling a volume to another grid, as nnU-Net v2.5.1 does it, one axis at a time.
+"""Resampling a volume to another grid, one axis at a time.
 
-`skimage.transform.resize(order, mode="edge", anti_aliasing=False)` is a tensor product: resizing one axis is
-a matrix `[new, old]`, and so is the whole chain of edge padding, spline prefilter and interpolation. A volume
-can therefore be resampled in slabs of output planes, each from the few input planes its matrix rows touch,
-and no SciPy is needed. Coordinates are those of voxel centres: output i lies at
-`(i + 0.5) * old / new - 0.5`.
+Resizing one axis is a matrix `[new, old]`, see `axis_matrix`. A volume can therefore be resampled in slabs of output
+planes, each from the few input planes its matrix rows touch, and no SciPy is needed. The order of the axes, and what is
+clipped when, are nnU-Net v2.5.1's.
 """
 
 from __future__ import annotations
@@ -18,7 +16,8 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from masksam_deploy.base.threads import Team
-from masksam_deploy.bundle.manifest import Resampling
+from masksam_deploy.bundle.recipe import Resampling
+from masksam_deploy.scan_path.axis_matrix import axis_matrix
 
 Shape3: TypeAlias = tuple[int, int, int]
 Spacing3: TypeAlias = tuple[float, float, float]
@@ -28,9 +27,6 @@ Block: TypeAlias = tuple[slice, slice, Floats]  # outputs, inputs, the weights b
 
 ANISOTROPY_THRESHOLD = 3.0
 SLAB_BYTES = 32 << 20
-_SPLINE_PADDING = 12  # scipy.ndimage pads this many edge voxels before the prefilter in mode "nearest"
-_SPLINE_POLE = np.sqrt(3.0) - 2.0
-_NEGLIGIBLE = 1e-18  # spline tails below this cannot change a double sum of intensities
 _BLOCK_ROWS = 16  # output rows per product: the matrices are banded, so small blocks skip their zeros
 _CHUNK_BYTES = 16 << 20
 # OpenBLAS starts threads of its own beyond this. They would wait for each other after every small product of a banded
@@ -64,73 +60,6 @@ def _is_anisotropic(spacing: Spacing3) -> bool:
     return bool(max(spacing) / min(spacing) > ANISOTROPY_THRESHOLD)
 
 
-def axis_matrix(old: int, new: int, order: int) -> NDArray[np.float64]:
-    """The matrix `[new, old]` that resizes an axis of `old` voxels to `new` with a spline of order 0, 1 or 3.
-
-    Equals `scipy.ndimage.zoom(..., mode="nearest", grid_mode=True)` along one axis up to rounding. Entries
-    too small to matter are exact zeros. Equal sizes give the identity.
-
-    Raises:
-        ValueError: a size below 1, or another order.
-    """
-    if old < 1 or new < 1:
-        raise ValueError(f"cannot resize an axis of {old} voxels to {new}; both must be at least 1")
-    if old == new:
-        return np.eye(old)
-    # The order of operations is SciPy's: for order 0 the last bit decides between two voxels.
-    source = (np.arange(new, dtype=np.float64) + 0.5) * (old / new) - 0.5
-    if order == 3:
-        return _cubic_matrix(source, old)
-    np.clip(source, 0.0, old - 1.0, out=source)
-    rows = np.arange(new)
-    matrix = np.zeros((new, old))
-    if order == 0:
-        matrix[rows, np.floor(source + 0.5).astype(np.intp)] = 1.0
-    elif order == 1:
-        left = np.floor(source).astype(np.intp)
-        left_weight = 1.0 - (source - left)
-        matrix[rows, np.minimum(left + 1, old - 1)] = 1.0 - left_weight
-        matrix[rows, left] += left_weight
-    else:
-        raise ValueError(f"spline order {order} is not supported, expected 0, 1 or 3")
-    return matrix
-
-
-def _cubic_matrix(source: NDArray[np.float64], old: int) -> NDArray[np.float64]:
-    """Edge padding, B-spline prefilter and cubic interpolation at `source`, in one matrix `[new, old]`."""
-    prefilter = _spline_prefilter(old + 2 * _SPLINE_PADDING)
-    knot = np.floor(source)
-    t = source - knot
-    s = 1.0 - t
-    weights = [s**3 / 6, (t * t * (t - 2) * 3 + 4) / 6, (s * s * (s - 2) * 3 + 4) / 6]
-    weights.append(1.0 - weights[0] - weights[1] - weights[2])
-    first = knot.astype(np.intp) - 1 + _SPLINE_PADDING
-    padded = np.zeros((source.size, prefilter.shape[1]))
-    for tap, weight in enumerate(weights):
-        padded += weight[:, None] * prefilter[first + tap]
-    matrix = padded[:, _SPLINE_PADDING : _SPLINE_PADDING + old].copy()
-    matrix[:, 0] += padded[:, :_SPLINE_PADDING].sum(axis=1)
-    matrix[:, -1] += padded[:, _SPLINE_PADDING + old :].sum(axis=1)
-    matrix[np.abs(matrix) < _NEGLIGIBLE] = 0.0
-    return matrix
-
-
-def _spline_prefilter(size: int) -> NDArray[np.float64]:
-    """The inverse `[size, size]` of cubic B-spline sampling on a signal mirrored about its outer voxel edges.
-
-    Its impulse response is sqrt(3) * pole**|distance|; the mirror images of a voxel add theirs.
-    """
-    response = np.sqrt(3.0) * _SPLINE_POLE ** np.arange(2 * size + 1, dtype=np.float64)
-    i = np.arange(size)[:, None]
-    j = np.arange(size)[None, :]
-    distance = np.abs(i - j)
-    mirrored = i + j + 1
-    # The mirrored signal repeats every 2 * size; sizes are at least 25, so one period back is enough.
-    matrix = response[distance] + response[2 * size - distance]
-    matrix += response[mirrored] + response[2 * size - mirrored]
-    return np.asarray(matrix, dtype=np.float64)
-
-
 @dataclass(frozen=True, eq=False)
 class AxisMap:
     """A resize of one axis: the matrix `[new, old]` and which part of each row is not zero."""
@@ -145,15 +74,22 @@ class AxisMap:
         return bool(new == old)
 
     @cached_property
+    def _touched(self) -> NDArray[np.bool_]:
+        """Per output and input, whether it has a weight; an output that is always 0 touches the last input."""
+        touched: NDArray[np.bool_] = self.matrix != 0
+        touched[:, -1] |= ~touched.any(axis=1)
+        return touched
+
+    @cached_property
     def first(self) -> NDArray[np.intp]:
         """Per output, the first input with a weight."""
-        return np.asarray(np.argmax(self.matrix != 0, axis=1), dtype=np.intp)
+        return np.asarray(np.argmax(self._touched, axis=1), dtype=np.intp)
 
     @cached_property
     def last(self) -> NDArray[np.intp]:
         """Per output, the last input with a weight."""
         old = self.matrix.shape[1]
-        return np.asarray(old - 1 - np.argmax(self.matrix[:, ::-1] != 0, axis=1), dtype=np.intp)
+        return np.asarray(old - 1 - np.argmax(self._touched[:, ::-1], axis=1), dtype=np.intp)
 
     @cached_property
     def needed_from(self) -> NDArray[np.intp]:
@@ -162,7 +98,11 @@ class AxisMap:
 
     def used(self, start: int, stop: int) -> NDArray[np.intp]:
         """The inputs, in rising order, that outputs `start` to `stop` depend on."""
-        return np.flatnonzero(self.matrix[start:stop].any(axis=0))
+        return np.flatnonzero(self._touched[start:stop].any(axis=0))
+
+    def repeats(self, index: int) -> bool:
+        """Whether output `index` is the output before it again."""
+        return index > 0 and bool((self.matrix[index] == self.matrix[index - 1]).all())
 
     def blocks(self, dtype: np.dtype[Any], axis: int) -> list[Block]:
         """The matrix in `dtype` as blocks of rows without the zeros beside the band, laid out for a product on `axis`.
@@ -212,12 +152,15 @@ class Resampler:
     Attributes:
         maps: one map per axis.
         separate: the axis resampled after the other two and after clipping, or None.
-        clips: whether clipping to the range of the input can change anything (it cannot below order 3).
+        clips: whether results are clipped to the range of the input, and that can change anything (it cannot below
+            order 3).
+        splines: whether an output plane may depend on dozens of input planes (it does not below order 3).
     """
 
     maps: tuple[AxisMap, AxisMap, AxisMap]
     separate: int | None
     clips: bool
+    splines: bool
 
     @property
     def is_identity(self) -> bool:
@@ -280,17 +223,20 @@ class Resampler:
 def resampler(
     old_shape: Shape3, new_shape: Shape3, old_spacing: Spacing3, new_spacing: Spacing3, spec: Resampling
 ) -> Resampler:
-    """The resize between two grids by nnU-Net's rules (`resample_data_or_seg_to_shape`).
+    """The resize between two grids.
 
     Shapes and spacings (mm) are in the order of the array axes; the spacings only decide whether an axis is
-    resampled separately, with `spec.order_z` instead of `spec.order`.
+    resampled separately, with `spec.order_z` instead of `spec.order` (nnU-Net's `resample_data_or_seg_to_shape`).
+    Splines at `centres` are clipped to the range of their input, as scikit-image does; SciPy does not, at `corners`.
     """
     separate = separate_axis(old_spacing, new_spacing, spec.force_separate_z)
+    orders = [spec.order_z if axis == separate else spec.order for axis in range(3)]
     z, y, x = (
-        AxisMap(axis_matrix(old_shape[axis], new_shape[axis], spec.order_z if axis == separate else spec.order))
-        for axis in range(3)
+        AxisMap(axis_matrix(old, new, order, spec.coordinates))
+        for old, new, order in zip(old_shape, new_shape, orders, strict=True)
     )
-    return Resampler((z, y, x), separate, clips=spec.order > 1)
+    clips = spec.order > 1 and spec.coordinates == "centres"
+    return Resampler((z, y, x), separate, clips=clips, splines=3 in (spec.order, spec.order_z))
 
 
 def resample_volume(

@@ -20,13 +20,15 @@ from masksam_deploy.base.volume import Volume
 from masksam_deploy.bundle.directory import Bundle
 from masksam_deploy.io.grid import check_grid
 from masksam_deploy.runtimes import Device, GraphChain, Network, open_chain
+from masksam_deploy.scan_path.frame import ScanFrame, scan_frame
 from masksam_deploy.scan_path.gpu_arrays import open_cupy
 from masksam_deploy.scan_path.labels_host import labels_from_scores
 from masksam_deploy.scan_path.place_gpu import GpuScores, gpu_scores
-from masksam_deploy.scan_path.prepare import ScanFrame, preprocess, scan_frame
+from masksam_deploy.scan_path.prepare import prepare
 from masksam_deploy.scan_path.report import Report, Stopwatch, measure_labels, runtime_versions
 from masksam_deploy.scan_path.resample import SLAB_BYTES
-from masksam_deploy.scan_path.windows import Accumulator, Pipeline, Progress, padded_shape, stream_scores, window_count
+from masksam_deploy.scan_path.tiles import padded_shape, window_count, with_step
+from masksam_deploy.scan_path.windows import Accumulator, Pipeline, Progress, stream_scores
 
 ScoresOn: TypeAlias = Literal["cpu", "gpu"]
 
@@ -103,6 +105,8 @@ class Segmenter:
         self.mirror_axes = self.bundle.manifest.mirror_axes if tta else ()
         self._accumulator = accumulator
         self._step = step
+        manifest = self.bundle.manifest
+        self._recipe = with_step(manifest.recipe, step)
         self._max_ram = max_ram
         self._threads = min(threads or usable_cores(), MOST_THREADS)
         started = time.perf_counter()
@@ -126,14 +130,14 @@ class Segmenter:
             MemoryLimitError: it would need more than `max_ram`.
             BackendError: the network failed.
         """
-        spec, labels = self.bundle.manifest.preprocessing, self.bundle.manifest.labels
+        labels = self.bundle.manifest.labels
         check_grid(scan.geometry, "the scan")
         watch = Stopwatch()
         watch.add("load_network", self._load_seconds)
         with watch.stage("preprocess"):
-            frame = scan_frame(scan, spec)
+            frame = scan_frame(scan, self._recipe)
             require(self._memory(scan, frame), self._max_ram, "this scan")
-            data = preprocess(scan, spec, frame, threads=self._threads).data
+            data = prepare(scan, self._recipe, frame, threads=self._threads).data
         on_gpu, why_not = self._scores_stay(frame)
         started = time.perf_counter()
         scores = stream_scores(
@@ -144,17 +148,17 @@ class Segmenter:
                 self._network.batch,
                 on_gpu.sums if on_gpu else None,
             ),
+            self._recipe,
             mirror_axes=self.mirror_axes,
             accumulator=self._accumulator,
             classes=self.bundle.classes,
-            step=self._step,
             threads=self._threads,
             progress=progress,
         )
         del data  # now the stream's own, gone when it ends
         decide = on_gpu.labels if on_gpu else partial(labels_from_scores, threads=self._threads)
         try:
-            array = decide(watch.iterate("accumulate", scores), frame, spec.resample_scores, labels)
+            array = decide(watch.iterate("accumulate", scores), frame, self._recipe.scores, labels)
         finally:
             if on_gpu:
                 on_gpu.arrays.release()  # the next scan asks how much there is
@@ -183,7 +187,7 @@ class Segmenter:
         Raises:
             ScanError: the scan does not fit the model.
         """
-        return self._memory(scan, scan_frame(scan, self.bundle.manifest.preprocessing))
+        return self._memory(scan, scan_frame(scan, self._recipe))
 
     def bundle_facts(self) -> dict[str, object]:
         """Which bundle it is, for reports."""
@@ -247,7 +251,7 @@ class Segmenter:
             return None, None
         why_not = self._on_gpu.why_not(
             frame,
-            self.bundle.manifest.preprocessing.resample_scores,
+            self._recipe,
             self.bundle.classes,
             self.bundle.patch_size,
             self._network.batch,
@@ -270,8 +274,8 @@ class Segmenter:
         """Bytes that the scan path holds at its widest, the network's own memory not counted."""
         channels, classes, voxels = len(scan.channels_czyx), self.bundle.classes, prod(scan.geometry.shape_zyx)
         network_voxels, patch = prod(frame.network_shape), self.bundle.patch_size
-        _, height, width = padded_shape(frame.network_shape, patch)
-        scores = self.bundle.manifest.preprocessing.resample_scores
+        _, height, width = padded_shape(frame.network_shape, patch, self._recipe.windows)
+        scores = self._recipe.scores.resampling
         # Splines need the scores of the whole network grid; otherwise a window's depth and some planes do.
         whole = network_voxels if 3 in (scores.order, scores.order_z) else 0
         kept = 3 * patch[0] * height * width + 4 * max(prod(frame.cropped_shape[1:]), height * width)
@@ -291,5 +295,5 @@ class Segmenter:
             "direction_lps": list(geometry.direction_lps),
             "network_shape": list(frame.network_shape),
             "network_spacing_mm": list(frame.network_spacing),
-            "windows": window_count(frame.network_shape, self.bundle.patch_size, self._step),
+            "windows": window_count(frame.network_shape, self.bundle.patch_size, self._recipe.windows),
         }

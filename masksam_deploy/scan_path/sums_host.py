@@ -1,9 +1,9 @@
-"""The weighted sums of overlapping windows' class scores, as nnU-Net v2.5.1 forms them."""
+"""The weighted sums of overlapping windows' class scores, formed in nnU-Net v2.5.1's order of operations."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,8 @@ _SIGMA_PER_PATCH = 1 / 8
 _TRUNCATE_SIGMAS = 4.0
 _FLOAT16_MAX = 65504.0
 
+Weight: TypeAlias = Literal["gaussian", "uniform"]
+BeforeSum: TypeAlias = Literal["none", "softmax", "sigmoid"]
 Mirroring: TypeAlias = tuple[int, ...]
 """Axes, out of 0, 1, 2, along which a window was mirrored."""
 
@@ -70,6 +72,16 @@ def gaussian_weights(patch: Shape3) -> NDArray[np.float16]:
     return half
 
 
+def probabilities(scores: NDArray[np.float32], kind: Literal["softmax", "sigmoid"]) -> NDArray[np.float32]:
+    """Finite scores `[K, ...]` as float32 probabilities: of one class among all, or of each class by itself."""
+    if kind == "softmax":
+        shares: NDArray[np.float32] = np.exp(scores - scores.max(axis=0))
+        shares /= shares.sum(axis=0)
+        return shares
+    with np.errstate(over="ignore"):  # exp of a very negative score is infinite, its sigmoid 0: as wanted
+        return np.asarray(1 / (1 + np.exp(-scores)), np.float32)
+
+
 def _gaussian_axis(size: int) -> NDArray[np.float64]:
     sigma = size * _SIGMA_PER_PATCH
     radius = int(_TRUNCATE_SIGMAS * sigma + 0.5)
@@ -104,13 +116,34 @@ def round_to_float16(values: Scores) -> None:
 
 
 class RollingSums:
-    """See `Sums`: in the host's memory, with plane z in slot `z % T`."""
+    """See `Sums`: in the host's memory, with plane z in slot `z % T`.
 
-    def __init__(self, classes: int, patch: Shape3, plane: tuple[int, int], half: bool, team: Team) -> None:
+    Args:
+        classes: K.
+        patch: (T, P, P).
+        plane: height and width of the padded network grid.
+        half: round sums to float16 after every window.
+        team: shares out the work.
+        weight: of a window's voxels.
+        before_sum: what is done to every prediction before any are averaged, those of mirrored windows included.
+    """
+
+    def __init__(
+        self,
+        classes: int,
+        patch: Shape3,
+        plane: tuple[int, int],
+        half: bool,
+        team: Team,
+        weight: Weight = "gaussian",
+        before_sum: BeforeSum = "none",
+    ) -> None:
         self._patch = patch
         self._half = half
         self._team = team
-        self._weights = gaussian_weights(patch).astype(np.float32)
+        self._before_sum = before_sum
+        weights = gaussian_weights(patch) if weight == "gaussian" else np.ones(patch, np.float16)
+        self._weights = weights.astype(np.float32)
         self._scores = np.zeros((classes, patch[0], *plane), np.float32)
         self._totals = np.zeros((patch[0], *plane), np.float32)
 
@@ -120,7 +153,7 @@ class RollingSums:
         """See `Sums`; summed in float32 in the order given, as nnU-Net does."""
         total: NDArray[np.float32] | None = None
         for mirroring, given in images:
-            scores = np.asarray(given, np.float32)
+            scores = self._as_averaged(np.asarray(given, np.float32), mirroring, starts)
             if count == 1:
                 return scores
             total = np.zeros_like(scores) if total is None else total
@@ -128,6 +161,25 @@ class RollingSums:
         assert total is not None
         total /= count
         return total
+
+    def _as_averaged(
+        self, scores: NDArray[np.float32], mirroring: Mirroring, starts: Sequence[Shape3]
+    ) -> NDArray[np.float32]:
+        kind = self._before_sum
+        if kind == "none":
+            return scores
+        converted = np.empty_like(scores)
+
+        def convert_plane(index: tuple[int, int]) -> None:
+            window, plane = index
+            found = scores[window, :, plane]
+            # Here, because probabilities of infinite scores may look sound.
+            if not np.isfinite(found).all():
+                raise not_finite(starts[window], mirroring)
+            converted[window, :, plane] = probabilities(found, kind)
+
+        self._team.each(convert_plane, np.ndindex(scores.shape[0], scores.shape[2]))
+        return converted
 
     def _add_turned_back(
         self, scores: NDArray[np.float32], mirroring: Mirroring, total: NDArray[np.float32], starts: Sequence[Shape3]

@@ -1,4 +1,4 @@
-"""Running a network over a volume window by window, nnU-Net v2.5.1's way, with a bounded amount of memory.
+"""Running a network over a volume window by window, with a bounded amount of memory.
 
 Windows run with axis 0 outermost. Once the next window starts at plane z, no later one reaches a plane below
 z: those planes are final and leave. Only as many planes as a window is deep are ever accumulated.
@@ -6,7 +6,6 @@ z: those planes are final and leave. Only as many planes as a window is deep are
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,8 +17,11 @@ from numpy.typing import NDArray
 
 from masksam_deploy.base.errors import BackendError
 from masksam_deploy.base.threads import Team
+from masksam_deploy.bundle.recipe import Recipe, Windows
+from masksam_deploy.scan_path.intensities import check_steps
 from masksam_deploy.scan_path.resample import Shape3
 from masksam_deploy.scan_path.sums_host import Mirroring, RollingSums, Scores, Sums
+from masksam_deploy.scan_path.tiles import Tiling, cut_window, tiling, window_count
 
 Predict: TypeAlias = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 PredictAll: TypeAlias = Callable[[Iterator[NDArray[np.float32]]], Iterator[Any]]
@@ -45,70 +47,34 @@ class Pipeline:
     sums: MakeSums | None = None
 
 
-def window_starts(size: int, patch: int, step: float = 0.5) -> list[int]:
-    """First voxels of the windows along one axis, in order.
-
-    The fewest windows at most `step * patch` apart that cover the axis, evenly spread and rounded half to
-    even. Very small patches repeat a start, as in nnU-Net (`compute_steps_for_sliding_window`).
-
-    Args:
-        size: voxels along the axis, at least `patch`.
-        patch: voxels of a window.
-        step: largest distance between windows as a fraction of the patch, in (0, 1].
-
-    Raises:
-        ValueError: arguments out of range.
-    """
-    if not 1 <= patch <= size or not 0 < step <= 1:
-        raise ValueError(f"cannot place windows of {patch} on {size} voxels with step {step}")
-    count = int(np.ceil((size - patch) / (patch * step))) + 1
-    if count == 1:
-        return [0]
-    distance = (size - patch) / (count - 1)
-    return [int(np.round(distance * index)) for index in range(count)]
-
-
-def padded_shape(shape: Shape3, patch: Shape3) -> Shape3:
-    """`shape` with every axis shorter than the patch grown to it."""
-    z, y, x = (max(size, window) for size, window in zip(shape, patch, strict=True))
-    return (z, y, x)
-
-
-def window_count(shape: Shape3, patch: Shape3, step: float = 0.5) -> int:
-    """How many windows cover a volume of `shape` (before padding)."""
-    padded = padded_shape(shape, patch)
-    return math.prod(len(window_starts(padded[axis], patch[axis], step)) for axis in range(3))
-
-
-def network_calls(shape: Shape3, patch: Shape3, mirror_axes: tuple[int, ...], step: float = 0.5) -> int:
+def network_calls(shape: Shape3, patch: Shape3, mirror_axes: tuple[int, ...], windows: Windows) -> int:
     """How often `stream_scores` will call the network."""
-    return window_count(shape, patch, step) * (1 << len(mirror_axes))
+    return window_count(shape, patch, windows) * (1 << len(mirror_axes))
 
 
 def stream_scores(
     data: NDArray[np.float32],
     patch: Shape3,
     predict: Predict | Pipeline,
+    recipe: Recipe,
     *,
     mirror_axes: tuple[int, ...],
     accumulator: Accumulator,
     classes: int,
-    step: float = 0.5,
     threads: int = 1,
     progress: Progress | None = None,
 ) -> Iterator[tuple[int, Scores]]:
     """Predict a volume window by window and yield its class scores, plane after plane.
 
     Args:
-        data: network input `[C,D,H,W]`, float32. Axes shorter than the patch are padded with 0 (the mean,
-            after normalisation), low side `floor(missing / 2)`; the padding is not part of the result.
+        data: network input `[C,D,H,W]`, float32. What windows see beyond it is not part of the result.
         patch: window shape (T, P, P).
         predict: the network, `[1,C,T,P,P]` to `[1,classes,T,P,P]`, both float32. It may reuse its result's
             memory in the next call. Or one that works ahead.
-        mirror_axes: spatial axes to average predictions of mirrored windows over, as stored in the bundle.
+        recipe: of the bundle: where windows lie, what is done to each, and to its scores before they are averaged.
+        mirror_axes: spatial axes to average predictions of mirrored windows over: those of the recipe, or none.
         accumulator: "float16" repeats nnU-Net's rounding after every window, "float32" does not round.
         classes: K.
-        step: see `window_starts`.
         threads: for the sums, at least 1; the result does not depend on it.
         progress: called with (done, total) network calls after each window.
 
@@ -118,8 +84,10 @@ def stream_scores(
 
     Raises:
         ValueError: arguments that contradict each other; raised at the call, not at the first plane.
+        BundleError: the recipe's windows do not fit together, see `tiling`; at the call.
         BackendError: from the iterator, when a prediction has the wrong shape or is not finite, or float16
             sums overflow.
+        ScanError: from the iterator, when a step on a window overflows.
     """
     if data.ndim != 4 or data.dtype != np.float32:
         raise ValueError(f"data is {data.dtype} {data.shape}, expected float32 [C,D,H,W]")
@@ -130,14 +98,16 @@ def stream_scores(
     network = predict if isinstance(predict, Pipeline) else Pipeline(partial(map, predict))
     if network.sums and accumulator == "float16":
         raise ValueError("the pipeline brings sums of its own, which round as they do; expected accumulator 'float32'")
+    check_steps(recipe.channels)
+    depth, height, width = data.shape[1:]
     return _stream(
         data,
-        patch,
+        tiling((depth, height, width), patch, recipe.windows),
         network,
-        mirror_axes=mirror_axes,
+        recipe,
+        mirrorings=_mirrorings(mirror_axes),
         half=accumulator == "float16",
         classes=classes,
-        step=step,
         threads=threads,
         progress=progress,
     )
@@ -145,32 +115,30 @@ def stream_scores(
 
 def _stream(
     data: NDArray[np.float32],
-    patch: Shape3,
+    tiles: Tiling,
     network: Pipeline,
+    recipe: Recipe,
     *,
-    mirror_axes: tuple[int, ...],
+    mirrorings: list[Mirroring],
     half: bool,
     classes: int,
-    step: float,
     threads: int,
     progress: Progress | None,
 ) -> Iterator[tuple[int, Scores]]:
     depth, height, width = data.shape[1:]
-    padded, low = _padding((depth, height, width), patch)
+    patch, padded, low = tiles.patch, tiles.padded, tiles.low
     rows, columns = slice(low[1], low[1] + height), slice(low[2], low[2] + width)
-    z_starts, y_starts, x_starts = (window_starts(padded[axis], patch[axis], step) for axis in range(3))
-    mirrorings = _mirrorings(mirror_axes)
-    total = network_calls((depth, height, width), patch, mirror_axes, step)
-    done = 0
+    z_starts, y_starts, x_starts = tiles.starts
+    total, done = tiles.count * len(mirrorings), 0
     # Windows that run together start at the same plane: those before it are final once the layer is done.
     layers = [_together(z, list(product(y_starts, x_starts)), network.batch) for z in z_starts]
-    images = _images(data, patch, low, [starts for layer in layers for starts in layer], mirrorings)
+    images = _images(data, tiles, recipe, [starts for layer in layers for starts in layer], mirrorings)
     predictions = network.predict_all(images)
     with Team(threads) as team:
         sums: Sums = (
             network.sums(classes, patch, padded[1:])
             if network.sums
-            else RollingSums(classes, patch, padded[1:], half, team)
+            else RollingSums(classes, patch, padded[1:], half, team, recipe.windows.weight, recipe.scores.before_sum)
         )
         for layer, z, next_z in zip(layers, z_starts, [*z_starts[1:], padded[0]], strict=True):
             for starts in layer:
@@ -183,12 +151,6 @@ def _stream(
             for plane in range(max(z, low[0]), min(next_z, low[0] + depth)):
                 yield plane - low[0], sums.average(plane, rows, columns)
             sums.forget(z, next_z)
-
-
-def _padding(shape: Shape3, patch: Shape3) -> tuple[Shape3, tuple[int, ...]]:
-    """The grid that windows fill, and where on it the data begin."""
-    padded = padded_shape(shape, patch)
-    return padded, tuple((large - small) // 2 for large, small in zip(padded, shape, strict=True))
 
 
 def _together(z: int, corners: Sequence[tuple[int, int]], batch: int) -> list[list[Shape3]]:
@@ -204,45 +166,16 @@ def _mirrorings(mirror_axes: tuple[int, ...]) -> list[Mirroring]:
 
 def _images(
     data: NDArray[np.float32],
-    patch: Shape3,
-    low: tuple[int, ...],
+    tiles: Tiling,
+    recipe: Recipe,
     runs: Sequence[Sequence[Shape3]],
     mirrorings: Sequence[Mirroring],
 ) -> Iterator[NDArray[np.float32]]:
     """What the network runs on: each run of windows `[B,C,T,P,P]` in every mirroring."""
     for starts in runs:
-        windows = np.concatenate([_cut_window(data, start, patch, low) for start in starts])
+        windows = np.concatenate([cut_window(data, start, tiles, recipe) for start in starts])
         for axes in mirrorings:
             yield np.ascontiguousarray(np.flip(windows, tuple(axis + 2 for axis in axes)))
-
-
-def cut_windows(data: NDArray[np.float32], patch: Shape3, step: float = 0.5) -> Iterator[NDArray[np.float32]]:
-    """The windows `[1,C,T,P,P]` that `stream_scores` runs the network on, in its order, unmirrored.
-
-    Args:
-        data: network input `[C,D,H,W]`, float32.
-        patch: window shape (T, P, P).
-        step: see `window_starts`.
-    """
-    depth, height, width = data.shape[1:]
-    padded, low = _padding((depth, height, width), patch)
-    starts = (window_starts(padded[axis], patch[axis], step) for axis in range(3))
-    for z, y, x in product(*starts):
-        yield _cut_window(data, (z, y, x), patch, low)
-
-
-def _cut_window(data: NDArray[np.float32], start: Shape3, patch: Shape3, low: tuple[int, ...]) -> NDArray[np.float32]:
-    """The window `[1,C,T,P,P]` at a start given on the padded grid, without padding the whole volume."""
-    window = np.zeros((1, data.shape[0], *patch), np.float32)
-    source: tuple[slice, ...] = (slice(None),)
-    target: tuple[slice, ...] = (slice(None),)
-    for axis in range(3):
-        offset = start[axis] - low[axis]
-        begin, end = max(offset, 0), min(offset + patch[axis], data.shape[1 + axis])
-        source = (*source, slice(begin, end))
-        target = (*target, slice(begin - offset, end - offset))
-    window[0][target] = data[source]
-    return window
 
 
 def _checked(

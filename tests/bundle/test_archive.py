@@ -252,7 +252,7 @@ def test_an_archive_that_does_not_start_with_the_manifest_is_refused(packed: Pac
 
 def test_an_inconsistent_manifest_is_refused_from_the_archive(packed: Packed) -> None:
     def change(entries: Entries) -> None:
-        entries[0] = (entries[0][0], entries[0][1].replace(b'"1.0"', b'"9.0"'))
+        entries[0] = (entries[0][0], entries[0][1].replace(b'"2.0"', b'"9.0"'))
 
     rezip(packed.path, change)
     assert "'schema_version': found '9.0'" in refusal(packed.path)

@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from masksam_deploy.base.volume import Geometry, Volume
 from masksam_deploy.bundle.directory import Bundle, staging_directory, write_bundle
-from masksam_deploy.bundle.manifest import Manifest
+from masksam_deploy.bundle.upgrade import Manifest1, upgraded
 from masksam_deploy.io import write_labels
 from masksam_deploy.io.write_scan import write_scan
 
@@ -53,7 +53,7 @@ def make_bundle(target: Path, *, outlier: float = 1.0, cases: int = 0) -> Bundle
             write_labels(reference, staging / files[1])
             listed.append({"name": f"case_{number}", "scans": files[:1], "reference": files[1]})
         content = manifest_content() | {"validation": listed, "files": {}}
-        manifest = Manifest.model_validate_json(json.dumps(content), strict=True)
+        manifest = upgraded(Manifest1.model_validate_json(json.dumps(content), strict=True), "here")
         return write_bundle(staging, manifest, target)
 
 

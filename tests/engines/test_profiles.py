@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from masksam_deploy.bundle.manifest import Measured
 from masksam_deploy.engines.profiles import (
     PROFILES,
     Chosen,
@@ -16,10 +18,10 @@ from masksam_deploy.engines.profiles import (
     cost_of,
     definitions,
     facts,
-    figures,
     in_words,
 )
 
+FIGURES = Path(__file__).parents[2] / "models" / "masksam-tiny-lv" / "measured.json"
 MEASURED = Path(__file__).parents[2] / "benchmarks" / "results" / "profiles.json"
 FP32 = {"encoder": "fp32", "decoder": "fp32"}
 INT8 = {"encoder": "int8", "decoder": "int8"}
@@ -29,14 +31,17 @@ def settings(step: float, precision: str = "float32", **more: Any) -> dict[str, 
     return {"step": step, "precision": precision, "mirror_axes": [], "accumulator": "float32", **more}
 
 
-def told(chosen: Chosen, ran: dict[str, Any], precisions: dict[str, str], mirror_axes: tuple[int, ...] = ()) -> str:
-    return in_words(chosen, ran | facts(chosen, ran, precisions), mirror_axes)
+def figures() -> Measured:
+    """Of the repository's model."""
+    return Measured.model_validate_json(FIGURES.read_bytes())
 
 
-def test_the_figures_are_of_the_profiles_as_they_are_defined() -> None:
-    assert figures().profiles == definitions(), (
-        "a profile was changed without new figures: python -m benchmarks.profiles DATASET"
-    )
+def told(chosen: Chosen, ran: dict[str, Any], precisions: dict[str, str], measured: Measured | None) -> str:
+    return in_words(chosen, ran | facts(chosen, measured, ran, precisions))
+
+
+def test_the_figures_are_of_the_repositorys_model() -> None:
+    assert figures().source_sha256 == hashlib.sha256((FIGURES.parent / "checkpoint_final.pth").read_bytes()).hexdigest()
 
 
 @pytest.mark.parametrize("name", PROFILES)
@@ -47,9 +52,11 @@ def test_whatever_a_profile_may_end_up_running_was_measured(name: ProfileName) -
     assert precisions <= measured
 
 
-def test_the_runtime_reads_the_very_figures_of_the_benchmark() -> None:
+def test_the_model_comes_with_the_very_figures_of_the_benchmark() -> None:
     content = json.loads(MEASURED.read_text(encoding="utf-8"))
-    assert content["profiles"] == definitions()
+    assert content["profiles"] == definitions(), (
+        "a profile was changed without new figures: python -m benchmarks.profiles DATASET"
+    )
     assert content["commit"] == figures().commit
     cases = content["accurate"]["dice"]
     assert len(cases) == figures().scans
@@ -81,22 +88,21 @@ def test_what_is_typed_wins_over_the_profile() -> None:
 
 def test_the_cost_of_what_really_ran_is_told() -> None:
     chosen = choose("fast")
-    cost = cost_of(settings(chosen.step, "int8"), INT8)
+    cost = cost_of(figures(), settings(chosen.step, "int8"), INT8)
     assert cost is not None
-    line = told(chosen, settings(chosen.step, "int8"), INT8)
-    assert line.startswith(f"profile fast: step {chosen.step:g}, not mirrored, int8; on MaskSAM-Tiny-LV (")
-    assert line.endswith("your model may differ")
+    line = told(chosen, settings(chosen.step, "int8"), INT8, figures())
+    assert line.startswith(f"profile fast: step {chosen.step:g}, not mirrored, int8; on 15 held-out scans (")
     assert "\n" not in line
-    float32 = facts(chosen, settings(chosen.step), FP32)["profile"]["measured"]
+    float32 = facts(chosen, figures(), settings(chosen.step), FP32)["profile"]["measured"]
     assert (float32["precision"], float32["scans"]) == ("fp32", figures().scans)
 
 
 def test_a_gain_is_not_told_as_a_cost(monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = choose("fast")
     ran = settings(chosen.step)
-    filled = ran | facts(chosen, ran, FP32)
+    filled = ran | facts(chosen, figures(), ran, FP32)
     filled["profile"]["measured"] |= {"mean_cost": -0.002, "worst_cost": 0.0123}
-    assert "this cost no Dice on average, 0.0123 of Dice in the worst scan" in in_words(chosen, filled, ())
+    assert "this cost no Dice on average, 0.0123 of Dice in the worst scan" in in_words(chosen, filled)
 
 
 @pytest.mark.parametrize(
@@ -111,18 +117,18 @@ def test_a_gain_is_not_told_as_a_cost(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_what_was_not_measured_is_called_that(ran: dict[str, Any], precisions: dict[str, str]) -> None:
     chosen = choose("balanced", step=ran["step"])
-    line = told(chosen, ran, precisions)
+    line = told(chosen, ran, precisions, figures())
     assert line.startswith("profile balanced with --step as typed: ")
-    assert line.endswith("what this costs in Dice was not measured")
+    assert line.endswith("what this costs in Dice was not measured for this bundle")
 
 
-def test_a_model_that_mirrors_is_told_that_mirroring_was_not_measured() -> None:
-    assert figures().mirror_axes == []
-    assert "what mirroring gives yours is not in these figures" in told(choose("balanced"), settings(0.5), FP32, (0, 1))
-    assert "mirroring gives" not in told(choose("balanced"), settings(0.5), FP32)
+def test_nothing_is_claimed_of_a_bundle_that_was_not_measured() -> None:
+    chosen = choose("balanced")
+    assert told(chosen, settings(0.5), FP32, None).endswith("what this costs in Dice was not measured for this bundle")
+    assert facts(chosen, None, settings(0.5), FP32)["profile"]["measured"] is None
 
 
 def test_the_accurate_profile_is_what_the_others_are_measured_against() -> None:
     ran = settings(0.5, mirror_axes=[0])
-    assert "measured against this" in told(choose("accurate"), ran, FP32, (0,))
-    assert "measured against this" not in told(choose("accurate", tta=False), settings(0.5), FP32, (0,))
+    assert "measured against this" in told(choose("accurate"), ran, FP32, None)
+    assert "measured against this" not in told(choose("accurate", tta=False), settings(0.5), FP32, None)

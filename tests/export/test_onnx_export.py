@@ -18,7 +18,8 @@ import torch
 
 from masksam_deploy.base.errors import ExportError, OutputError, ParityError
 from masksam_deploy.bundle.directory import Bundle
-from masksam_deploy.bundle.manifest import Graph, Label, Labels, Port, Preprocessing
+from masksam_deploy.bundle.manifest import Graph, Label, Labels, Port
+from masksam_deploy.bundle.nnunet import Preprocessing, recipe_of
 from masksam_export.families.base import Trained
 from masksam_export.families.masksam.checkpoint import TrainedMaskSAM, load_checkpoint
 from masksam_export.families.masksam.config import ModelConfig
@@ -111,13 +112,13 @@ def test_bundle_records_where_it_came_from_and_how_well_it_agrees(cardiac_bundle
     manifest = Bundle.load(cardiac_bundle).manifest
     trained = load_checkpoint(cardiac_case / "checkpoint_final.pth")
     assert manifest.provenance.source_sha256 == trained.sha256
-    assert manifest.preprocessing == trained.preprocessing
+    assert manifest.recipe == recipe_of(trained.preprocessing, mirror_axes=trained.mirror_axes)
     assert manifest.labels == trained.labels
     assert set(manifest.provenance.parity) == {"noise", "structured", "batch"}
     for figures in manifest.provenance.parity.values():
         assert isinstance(figures, dict)
         assert figures["semseg_max_abs_error"] <= 1e-3  # type: ignore[operator]
-    assert json.loads((cardiac_bundle / "manifest.json").read_text())["model"]["variant"] == "p256"
+    assert json.loads((cardiac_bundle / "manifest.json").read_text())["network"]["variant"] == "p256"
 
 
 def test_a_bundle_of_regions_is_judged_as_regions_and_says_so(

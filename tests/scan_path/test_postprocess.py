@@ -18,16 +18,17 @@ from skimage.transform import resize
 
 from masksam_deploy.base.errors import BundleError
 from masksam_deploy.base.volume import Geometry
-from masksam_deploy.bundle.manifest import Label, Labels, Resampling
+from masksam_deploy.bundle.manifest import Label, Labels
+from masksam_deploy.bundle.recipe import Resampling, Scores
+from masksam_deploy.scan_path.frame import ScanFrame
 from masksam_deploy.scan_path.labels_host import labels_from_scores
-from masksam_deploy.scan_path.prepare import ScanFrame
 from masksam_deploy.scan_path.resample import separate_axis
 
 GOLDEN = Path(__file__).parents[1] / "data" / "scan_path" / "a_hippocampus"
-LINEAR = Resampling(order=1, order_z=0)
+LINEAR = Scores(resampling=Resampling(order=1, order_z=0))
 Shape = tuple[int, int, int]
 Spacing = tuple[float, float, float]
-Scores = NDArray[Any]
+ScoreArray = NDArray[Any]
 AXES = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 
 
@@ -54,16 +55,16 @@ def make_labels(*values: int, decision: str = "argmax") -> Labels:
     return Labels.model_validate({"decision": decision, "classes": classes})
 
 
-def in_pieces(scores: Scores, size: int = 2) -> Iterator[tuple[int, Scores]]:
+def in_pieces(scores: ScoreArray, size: int = 2) -> Iterator[tuple[int, ScoreArray]]:
     for start in range(0, scores.shape[1], size):
         yield start, scores[:, start : start + size]
 
 
-def random_scores(shape: tuple[int, ...], dtype: Any, seed: int = 0) -> Scores:
+def random_scores(shape: tuple[int, ...], dtype: Any, seed: int = 0) -> ScoreArray:
     return np.random.default_rng(seed).random(shape).astype(dtype)
 
 
-def resampled_like_nnunet(scores: Scores, frame: ScanFrame, spec: Resampling) -> Scores:
+def resampled_like_nnunet(scores: ScoreArray, frame: ScanFrame, spec: Resampling) -> ScoreArray:
     """Whole volumes through scikit-image and SciPy, as documented; result in the dtype of `scores`."""
     shape = frame.cropped_shape
     if scores.shape[1:] == shape:
@@ -135,7 +136,9 @@ def test_streamed_labels_equal_those_of_whole_volumes(
         network_spacing=(spacing[0], spacing[1], spacing[2]),
     )
     scores = random_scores((4, *network), dtype)
-    labels = labels_from_scores(in_pieces(scores, piece), frame, spec, make_labels(0, 5, 2, 9), threads=threads)
+    labels = labels_from_scores(
+        in_pieces(scores, piece), frame, Scores(resampling=spec), make_labels(0, 5, 2, 9), threads=threads
+    )
 
     whole = resampled_like_nnunet(scores, frame, spec)
     expected = np.zeros_like(labels)
@@ -162,7 +165,7 @@ def test_every_voxel_returns_to_its_place_in_the_scan() -> None:
 
 
 def test_linear_interpolation_moves_a_border_to_the_middle_of_two_voxels() -> None:
-    # Scores 0 and 1 against a constant 0.6: on the half-pixel grid 4x finer they are 0, 0, .125, .375, .625,
+    # ScoreArray 0 and 1 against a constant 0.6: on the half-pixel grid 4x finer they are 0, 0, .125, .375, .625,
     # .875, 1, 1, so three voxels win. A grid aligned at the corners (0, 1/7, 2/7 ..) would give other scores.
     scores = np.array([[0.6, 0.6], [0.0, 1.0]], np.float16).reshape(2, 1, 1, 2)
     frame = make_frame((1, 1, 8), (1, 1, 2))
@@ -236,10 +239,10 @@ def test_planes_repeated_across_separate_slices_are_equal() -> None:
 
 
 def test_only_the_planes_of_the_next_slab_are_kept() -> None:
-    yielded: list[weakref.ref[Scores]] = []
+    yielded: list[weakref.ref[ScoreArray]] = []
     most = 0
 
-    def stream() -> Iterator[tuple[int, Scores]]:
+    def stream() -> Iterator[tuple[int, ScoreArray]]:
         nonlocal most
         for plane in range(40):
             scores = random_scores((2, 1, 200, 200), np.float32, plane)

@@ -11,12 +11,12 @@ from scipy import ndimage
 from skimage.transform import resize
 
 from masksam_deploy.base.threads import Team
-from masksam_deploy.bundle.manifest import Resampling
+from masksam_deploy.bundle.recipe import Resampling
+from masksam_deploy.scan_path.axis_matrix import axis_matrix
 from masksam_deploy.scan_path.resample import (
     AxisMap,
     Shape3,
     Spacing3,
-    axis_matrix,
     resample_volume,
     resampler,
     separate_axis,

@@ -13,20 +13,15 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
 from masksam_deploy.base.errors import BackendError
+from masksam_deploy.bundle.recipe import Windows
 from masksam_deploy.scan_path.sums_host import gaussian_weights, round_to_float16
-from masksam_deploy.scan_path.windows import (
-    Accumulator,
-    Pipeline,
-    Predict,
-    network_calls,
-    padded_shape,
-    stream_scores,
-    window_count,
-    window_starts,
-)
+from masksam_deploy.scan_path.tiles import padded_shape, window_count, window_starts
+from masksam_deploy.scan_path.windows import Accumulator, Pipeline, Predict, network_calls, stream_scores
+from tests.scan_path.recipes import recipe_for
 
 Shape = tuple[int, int, int]
 Image = NDArray[np.float32]
+ONE, TWO = recipe_for(channels=1), recipe_for(channels=2)
 MIRRORS = [(), (0,), (2,), (1, 2), (0, 1), (0, 1, 2)]
 
 
@@ -153,13 +148,20 @@ def test_streamed_scores_equal_whole_volume_sums_to_the_bit(
     data = random_data((channels, *shape))
     network = FakeNetwork(3, patch, scale)
     stream = stream_scores(
-        data, patch, network, mirror_axes=mirror_axes, accumulator=accumulator, classes=3, threads=threads
+        data,
+        patch,
+        network,
+        recipe_for(channels=channels),
+        mirror_axes=mirror_axes,
+        accumulator=accumulator,
+        classes=3,
+        threads=threads,
     )
     planes, pieces = zip(*stream, strict=True)
     assert list(planes) == list(range(shape[0]))
     scores = np.concatenate(pieces, axis=1)
     assert scores.dtype == accumulator
-    assert network.calls == network_calls(shape, patch, mirror_axes)
+    assert network.calls == network_calls(shape, patch, mirror_axes, Windows())
     expected = whole_volume_scores(data, patch, network, mirror_axes, np.dtype(accumulator).type)
     np.testing.assert_array_equal(scores, expected)
 
@@ -177,12 +179,12 @@ def test_windows_that_run_together_give_what_they_give_alone(batch: int, mirror_
             yield np.concatenate([network(window[None]) for window in image])
 
     def scores(predict: Predict | Pipeline) -> Image:
-        return np.concatenate([piece for _, piece in stream_scores(data, patch, predict, **run)], axis=1)
+        return np.concatenate([piece for _, piece in stream_scores(data, patch, predict, TWO, **run)], axis=1)
 
     run: Any = {"mirror_axes": mirror_axes, "accumulator": "float32", "classes": 3}
     np.testing.assert_array_equal(scores(Pipeline(predict_all, batch)), scores(network))
     assert max(sizes) == min(batch, 4 * 4)  # no more than share their first plane
-    assert sum(sizes) == network_calls((9, 20, 17), patch, mirror_axes)
+    assert sum(sizes) == network_calls((9, 20, 17), patch, mirror_axes, Windows())
 
 
 def test_a_network_may_take_images_before_it_gives_scores() -> None:
@@ -200,8 +202,8 @@ def test_a_network_may_take_images_before_it_gives_scores() -> None:
                 waiting.append(image)
 
     run: Any = {"mirror_axes": (1,), "accumulator": "float16", "classes": 2}
-    ahead = [piece.copy() for _, piece in stream_scores(data, patch, Pipeline(two_ahead), **run)]
-    np.testing.assert_array_equal(ahead, [piece for _, piece in stream_scores(data, patch, network, **run)])
+    ahead = [piece.copy() for _, piece in stream_scores(data, patch, Pipeline(two_ahead), ONE, **run)]
+    np.testing.assert_array_equal(ahead, [piece for _, piece in stream_scores(data, patch, network, ONE, **run)])
 
 
 def test_progress_counts_every_run_of_windows_that_run_together() -> None:
@@ -209,7 +211,9 @@ def test_progress_counts_every_run_of_windows_that_run_together() -> None:
     network = FakeNetwork(1, (4, 8, 8))
     together = Pipeline(lambda images: (np.concatenate([network(w[None]) for w in image]) for image in images), 3)
     run: Any = {"mirror_axes": (0,), "accumulator": "float32", "classes": 1}
-    list(stream_scores(random_data((1, 4, 8, 17)), (4, 8, 8), together, **run, progress=lambda *at: told.append(at)))
+    list(
+        stream_scores(random_data((1, 4, 8, 17)), (4, 8, 8), together, ONE, **run, progress=lambda *at: told.append(at))
+    )
     assert told == [(6, 8), (8, 8)]
 
 
@@ -221,8 +225,8 @@ def test_short_axes_are_padded_with_zeros_the_smaller_half_first() -> None:
         return window
 
     data = random_data((1, 2, 5, 8)) + 10
-    scores = list(stream_scores(data, (5, 8, 8), predict, mirror_axes=(), accumulator="float32", classes=1))
-    assert padded_shape((2, 5, 8), (5, 8, 8)) == (5, 8, 8)
+    scores = list(stream_scores(data, (5, 8, 8), predict, ONE, mirror_axes=(), accumulator="float32", classes=1))
+    assert padded_shape((2, 5, 8), (5, 8, 8), Windows()) == (5, 8, 8)
     np.testing.assert_array_equal(seen, [np.pad(data, [(0, 0), (1, 2), (1, 2), (0, 0)])[None]])
     # One window: score * weight / weight, two float32 roundings.
     np.testing.assert_allclose(np.concatenate([s for _, s in scores], axis=1), data, rtol=3e-7)
@@ -231,7 +235,7 @@ def test_short_axes_are_padded_with_zeros_the_smaller_half_first() -> None:
 def test_planes_leave_as_soon_as_no_later_window_reaches_them() -> None:
     network = FakeNetwork(2, (4, 8, 8))
     stream = stream_scores(
-        random_data((1, 12, 12, 8)), (4, 8, 8), network, mirror_axes=(), accumulator="float32", classes=2
+        random_data((1, 12, 12, 8)), (4, 8, 8), network, ONE, mirror_axes=(), accumulator="float32", classes=2
     )
     calls = [network.calls for _ in stream]
     # Two windows for each of the starts 0, 2, 4, 6, 8; the last one finishes four planes.
@@ -245,13 +249,14 @@ def test_progress_counts_every_network_call() -> None:
         data,
         patch,
         FakeNetwork(2, patch),
+        ONE,
         mirror_axes=(1, 2),
         accumulator="float32",
         classes=2,
         progress=lambda done, total: seen.append((done, total)),
     )
     list(stream)
-    assert window_count((6, 8, 12), patch) == 4
+    assert window_count((6, 8, 12), patch, Windows()) == 4
     assert seen == [(4, 16), (8, 16), (12, 16), (16, 16)]
 
 
@@ -264,7 +269,7 @@ def test_a_network_may_reuse_the_memory_of_its_result() -> None:
         return buffer
 
     reused, fresh = (
-        [s for _, s in stream_scores(data, patch, p, mirror_axes=(0, 2), accumulator="float32", classes=2)]
+        [s for _, s in stream_scores(data, patch, p, ONE, mirror_axes=(0, 2), accumulator="float32", classes=2)]
         for p in (predict, network)
     )
     np.testing.assert_array_equal(reused, fresh)
@@ -280,7 +285,7 @@ def test_scores_that_are_not_finite_name_the_window(bad: float) -> None:
         return np.full_like(window, bad if calls == 6 else 1.0)
 
     stream = stream_scores(
-        random_data((1, 4, 8, 20)), (4, 8, 8), predict, mirror_axes=(1,), accumulator="float32", classes=1
+        random_data((1, 4, 8, 20)), (4, 8, 8), predict, ONE, mirror_axes=(1,), accumulator="float32", classes=1
     )
     with pytest.raises(BackendError, match=r"not finite for the window at \(0, 0, 8\) mirrored along axes"):
         list(stream)
@@ -293,8 +298,8 @@ def test_float16_sums_that_overflow_are_an_error_and_float32_ones_are_fine() -> 
     data = np.zeros((1, 4, 8, 8), np.float32)
     run = {"mirror_axes": (), "classes": 1}
     with pytest.raises(BackendError, match="use the float32 accumulator"):
-        list(stream_scores(data, (4, 8, 8), predict, accumulator="float16", **run))  # type: ignore[arg-type]
-    scores = list(stream_scores(data, (4, 8, 8), predict, accumulator="float32", **run))  # type: ignore[arg-type]
+        list(stream_scores(data, (4, 8, 8), predict, ONE, accumulator="float16", **run))  # type: ignore[arg-type]
+    scores = list(stream_scores(data, (4, 8, 8), predict, ONE, accumulator="float32", **run))  # type: ignore[arg-type]
     # score * weight / weight, two float32 roundings.
     np.testing.assert_allclose(scores[0][1], 7000.0, rtol=3e-7)
 
@@ -312,6 +317,7 @@ def test_a_score_that_is_not_finite_is_found_in_every_class_and_plane(threads: i
             random_data((1, 4, 8, 8)),
             (4, 8, 8),
             predict,
+            ONE,
             mirror_axes=(),
             accumulator="float32",
             classes=3,
@@ -326,6 +332,7 @@ def test_scores_of_another_shape_are_refused() -> None:
         random_data((1, 4, 8, 8)),
         (4, 8, 8),
         FakeNetwork(3, (4, 8, 8)),
+        ONE,
         mirror_axes=(),
         accumulator="float32",
         classes=2,
@@ -349,6 +356,7 @@ def test_contradicting_arguments_are_refused_at_the_call(change: dict[str, Any])
         "data": np.zeros((1, 4, 8, 8), np.float32),
         "patch": (4, 8, 8),
         "predict": FakeNetwork(2, (4, 8, 8)),
+        "recipe": ONE,
         "mirror_axes": (),
         "accumulator": "float32",
         "classes": 2,

@@ -13,9 +13,10 @@ from skimage.transform import resize
 
 from masksam_deploy.base.errors import DatasetError
 from masksam_deploy.base.volume import Geometry, Volume
-from masksam_deploy.bundle.manifest import Preprocessing
+from masksam_deploy.bundle.nnunet import Preprocessing, recipe_of
 from masksam_deploy.io import read_volume
-from masksam_deploy.scan_path.prepare import ScanFrame, preprocess
+from masksam_deploy.scan_path.frame import ScanFrame
+from masksam_deploy.scan_path.prepare import prepare
 from masksam_export.families.masksam.training.cases import network_labels, prepare_case, split_cases
 from masksam_export.families.masksam.training.dataset import read_dataset
 from tests.training.raw_dataset import Generated, generated, write_dataset
@@ -193,7 +194,7 @@ def test_the_image_is_what_inference_would_see_to_the_bit(tmp_path: Path) -> Non
     dataset = read_dataset(write_dataset(tmp_path / "d", {"a": case, "b": case}))
     chosen = spec((1.5, 0.7, 1.1), (1, 0, 2), channels=2)
     prepared = prepare_case(dataset.cases[0], dataset, chosen, keep_reference=True)
-    expected = preprocess(read_volume(list(dataset.cases[0].images)), chosen)
+    expected = prepare(read_volume(list(dataset.cases[0].images)), recipe_of(chosen))
     assert prepared.name == "a"
     assert prepared.frame == expected.frame
     assert prepared.image.dtype == np.float32

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from masksam_deploy.base.volume import Geometry
-from masksam_deploy.scan_path.prepare import ScanFrame
+from masksam_deploy.scan_path.frame import ScanFrame
 from masksam_export.families.masksam.training.augmentation import NO_AUGMENTATION, Augmentation
 from masksam_export.families.masksam.training.cases import PreparedCase
 from masksam_export.families.masksam.training.patches import PatchSampler, Source, cut

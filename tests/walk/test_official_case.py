@@ -11,7 +11,7 @@ import SimpleITK
 from masksam_deploy import Segmenter, Volume, read_volume, write_labels
 from masksam_deploy.base.errors import BundleError, MemoryLimitError, ScanError
 from masksam_deploy.bundle.directory import Bundle
-from masksam_deploy.scan_path.prepare import preprocess
+from masksam_deploy.scan_path.prepare import prepare
 from masksam_deploy.scan_path.segmenter import Segmentation
 
 
@@ -32,7 +32,7 @@ def official(cardiac_bundle: Path, scan: Volume) -> Segmentation:
 
 
 def test_preprocessed_data_equal_the_official_ones(cardiac_bundle: Path, cardiac_case: Path, scan: Volume) -> None:
-    found = preprocess(scan, Bundle.load(cardiac_bundle).manifest.preprocessing).data
+    found = prepare(scan, Bundle.load(cardiac_bundle).manifest.recipe).data
     with np.load(cardiac_case / "preprocessed.npz") as archive:
         expected = archive[archive.files[0]]
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)

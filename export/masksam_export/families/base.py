@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import JsonValue
 
-from masksam_deploy.bundle.manifest import Labels, Preprocessing
+from masksam_deploy.bundle.manifest import Labels
 from masksam_deploy.bundle.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -129,7 +129,6 @@ class Trained:
         sha256: hash of that file.
         network: sizes and settings of the network, for people and tools; the runtime reads only ports.
         recipe: all that happens to a scan besides the network.
-        preprocessing: the same in nnU-Net's terms.
         labels: what the classes mean and how scores are decided.
         module: the whole network in evaluation mode, `image [B, C, T, H, W]` to `semseg [B, K, T, H, W]`, float32. 2D
             networks have T = 1.
@@ -148,7 +147,6 @@ class Trained:
     sha256: str
     network: dict[str, JsonValue]
     recipe: Recipe
-    preprocessing: Preprocessing
     labels: Labels
     module: nn.Module
     parts: Callable[[], AbstractContextManager[Sequence[GraphPart]]]

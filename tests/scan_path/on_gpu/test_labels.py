@@ -13,14 +13,16 @@ from numpy.typing import NDArray
 
 from masksam_deploy.base.errors import BundleError
 from masksam_deploy.base.volume import Geometry
-from masksam_deploy.bundle.manifest import Label, Labels, Resampling
+from masksam_deploy.bundle.manifest import Label, Labels
+from masksam_deploy.bundle.recipe import Resampling, Scores
+from masksam_deploy.scan_path.frame import ScanFrame
 from masksam_deploy.scan_path.labels_gpu import labels_on_gpu
 from masksam_deploy.scan_path.labels_host import labels_from_scores
-from masksam_deploy.scan_path.prepare import ScanFrame
 from masksam_deploy.scan_path.resample import Shape3
 from tests.scan_path.on_gpu.numpy_arrays import numpy_arrays
 
-Scores = NDArray[np.float32]
+ScoreArray = NDArray[np.float32]
+LINEAR = Scores(resampling=Resampling(order=1, order_z=0))
 VALUES = (0, 5, 2, 300)
 
 
@@ -46,7 +48,7 @@ def labels_of(decision: str) -> Labels:
     return Labels.model_validate({"classes": classes, "decision": decision})
 
 
-def smooth(shape: Shape3) -> Scores:
+def smooth(shape: Shape3) -> ScoreArray:
     """One wave per class."""
     z, y, x = np.ogrid[: shape[0], : shape[1], : shape[2]]
     waves = [
@@ -55,7 +57,7 @@ def smooth(shape: Shape3) -> Scores:
     return np.stack(waves).astype(np.float32)
 
 
-def planes(scores: Scores) -> Iterator[tuple[int, Scores]]:
+def planes(scores: ScoreArray) -> Iterator[tuple[int, ScoreArray]]:
     return ((z, scores[:, z : z + 1].copy()) for z in range(scores.shape[1]))
 
 
@@ -77,10 +79,12 @@ def test_labels_are_the_hosts_but_for_ties(
 ) -> None:
     z, y, x = transpose
     frame = frame_of(network, scan, (z, y, x), margin=1)
-    resampling = Resampling.model_validate({"order": order, "order_z": order_z, "force_separate_z": separate})
+    spec = Scores(
+        resampling=Resampling.model_validate({"order": order, "order_z": order_z, "force_separate_z": separate})
+    )
     scores, labels = smooth(network), labels_of(decision)
-    found = labels_on_gpu(numpy_arrays(), planes(scores), frame, resampling, labels)
-    expected = labels_from_scores(planes(scores), frame, resampling, labels)
+    found = labels_on_gpu(numpy_arrays(), planes(scores), frame, spec, labels)
+    expected = labels_from_scores(planes(scores), frame, spec, labels)
     assert (found.dtype, found.shape) == (expected.dtype, expected.shape)
     # Waves meet on few voxels; there the order of a sum may decide.
     assert np.count_nonzero(found != expected) <= 0.02 * found.size
@@ -91,7 +95,7 @@ def test_scores_on_the_scans_own_grid_are_decided_as_they_are() -> None:
     scores = smooth((5, 7, 8))
     scores[1] = scores[2]  # the lower class wins
     scores[:, 0] = 0
-    found = labels_on_gpu(numpy_arrays(), planes(scores), frame, Resampling(order=1, order_z=0), labels_of("argmax"))
+    found = labels_on_gpu(numpy_arrays(), planes(scores), frame, LINEAR, labels_of("argmax"))
     np.testing.assert_array_equal(found, np.array(VALUES)[scores.argmax(axis=0)])
 
 
@@ -99,7 +103,7 @@ def test_far_from_zero_regions_neither_overflow_nor_differ() -> None:
     frame = frame_of((2, 3, 4), (2, 3, 4))
     scores = np.full((4, 2, 3, 4), -1e30, np.float32)
     scores[2, 0], scores[3, 1, 1] = 1e30, 0.5
-    found = labels_on_gpu(numpy_arrays(), planes(scores), frame, Resampling(order=1, order_z=0), labels_of("regions"))
+    found = labels_on_gpu(numpy_arrays(), planes(scores), frame, LINEAR, labels_of("regions"))
     expected = np.zeros((2, 3, 4))
     expected[0], expected[1, 1] = 2, 300
     np.testing.assert_array_equal(found, expected)
@@ -108,15 +112,17 @@ def test_far_from_zero_regions_neither_overflow_nor_differ() -> None:
 def test_splines_are_refused() -> None:
     frame = frame_of((2, 3, 4), (2, 3, 4))
     with pytest.raises(ValueError, match="splines"):
-        labels_on_gpu(numpy_arrays(), iter(()), frame, Resampling(order=3, order_z=0), labels_of("argmax"))
+        labels_on_gpu(
+            numpy_arrays(), iter(()), frame, Scores(resampling=Resampling(order=3, order_z=0)), labels_of("argmax")
+        )
 
 
 @pytest.mark.parametrize("change", [slice(0, 1), slice(0, 3)])
 def test_streams_that_end_early_or_lack_classes_are_refused(change: slice) -> None:
     frame = frame_of((3, 3, 4), (3, 3, 4))
-    resampling, labels = Resampling(order=1, order_z=0), labels_of("argmax")
+    labels = labels_of("argmax")
     lacking: Any = planes(smooth((3, 3, 4))[change])
     with pytest.raises(BundleError, match="classes"):
-        labels_on_gpu(numpy_arrays(), lacking, frame, resampling, labels)
+        labels_on_gpu(numpy_arrays(), lacking, frame, LINEAR, labels)
     with pytest.raises(ValueError, match="the stream ends"):
-        labels_on_gpu(numpy_arrays(), planes(smooth((2, 3, 4))), frame, resampling, labels)
+        labels_on_gpu(numpy_arrays(), planes(smooth((2, 3, 4))), frame, LINEAR, labels)

@@ -17,6 +17,7 @@ from masksam_deploy.base.errors import BackendError
 from masksam_deploy.scan_path.sums_gpu import GpuSums, bytes_of_sums
 from masksam_deploy.scan_path.windows import Pipeline, PredictAll, stream_scores
 from tests.scan_path.on_gpu.numpy_arrays import numpy_arrays
+from tests.scan_path.recipes import recipe_for
 
 Image = NDArray[np.float32]
 PATCH = (4, 8, 8)
@@ -31,7 +32,7 @@ def network(image: Image) -> Image:
 
 def stream(data: Image, predict: PredictAll, mirror: tuple[int, ...], **how: Any) -> Any:
     run = stream_scores(
-        data, PATCH, Pipeline(predict, **how), mirror_axes=mirror, accumulator="float32", classes=CLASSES
+        data, PATCH, Pipeline(predict, **how), recipe_for(), mirror_axes=mirror, accumulator="float32", classes=CLASSES
     )
     return np.concatenate([plane for _, plane in run], axis=1)
 
@@ -78,7 +79,7 @@ def test_float16_sums_are_the_hosts_alone() -> None:
     pipeline = Pipeline(partial(map, network), sums=partial(GpuSums, numpy_arrays()))
     data = np.zeros((1, *PATCH), np.float32)
     with pytest.raises(ValueError, match="expected accumulator 'float32'"):
-        stream_scores(data, PATCH, pipeline, mirror_axes=(), accumulator="float16", classes=CLASSES)
+        stream_scores(data, PATCH, pipeline, recipe_for(), mirror_axes=(), accumulator="float16", classes=CLASSES)
 
 
 def test_memory_counts_the_sums_of_a_window_deep_and_the_means_of_mirrored_windows() -> None:

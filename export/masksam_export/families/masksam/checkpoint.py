@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from masksam_deploy.base.errors import CheckpointError
-from masksam_deploy.bundle.manifest import Labels, Preprocessing
-from masksam_deploy.bundle.rules import preprocessing_problems
+from masksam_deploy.bundle.manifest import Labels
+from masksam_deploy.bundle.nnunet import Preprocessing, preprocessing_problems
 from masksam_export.families.masksam.config import ModelConfig
 from masksam_export.families.masksam.model import MaskSAM
 from masksam_export.families.masksam.weights import config_from_shapes

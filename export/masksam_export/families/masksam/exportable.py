@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from masksam_deploy.bundle import nnunet
+from masksam_deploy.bundle.nnunet import recipe_of
 from masksam_deploy.bundle.rules import KERNELS_DIRECTORY
 from masksam_export.families.base import Trained
 from masksam_export.families.example_windows import example_windows
@@ -37,14 +37,12 @@ def exportable(
     files: dict[str, Any] = {}
     if kernels is not None:
         files["extra_files"] = _writing(kernels, trained.config, adapters)
-    terms = nnunet.Preprocessing.model_validate(trained.preprocessing.model_dump())
     return Trained(
         family="masksam",
         source=trained.source,
         sha256=trained.sha256,
         network=_plain(asdict(trained.config)),
-        recipe=nnunet.recipe_of(terms, mirror_axes=trained.mirror_axes),
-        preprocessing=trained.preprocessing,
+        recipe=recipe_of(trained.preprocessing, mirror_axes=trained.mirror_axes),
         labels=trained.labels,
         module=trained.model,
         parts=partial(graph_parts, trained.model),

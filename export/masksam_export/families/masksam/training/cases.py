@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 
 from masksam_deploy.base.errors import DatasetError, ScanError
 from masksam_deploy.base.volume import Volume
-from masksam_deploy.bundle.manifest import Preprocessing, Resampling
-from masksam_deploy.scan_path.prepare import ScanFrame, preprocess
+from masksam_deploy.bundle.nnunet import Preprocessing, recipe_of
+from masksam_deploy.bundle.recipe import Resampling
+from masksam_deploy.scan_path.frame import ScanFrame
+from masksam_deploy.scan_path.prepare import prepare
 from masksam_deploy.scan_path.resample import resampler
 from masksam_export.families.masksam.training.dataset import Case, Dataset, load_case
 
@@ -56,12 +58,12 @@ def prepare_case(case: Case, dataset: Dataset, preprocessing: Preprocessing, *, 
         keep_reference: also keep the labels as read.
 
     Raises:
-        DatasetError: the case cannot be used; see `load_case`, and `masksam_deploy.scan_path.prepare.preprocess`.
+        DatasetError: the case cannot be used; see `load_case`, and `masksam_deploy.scan_path.prepare.prepare`.
         MemoryLimitError: it does not fit into memory.
     """
     scan, reference = load_case(case, dataset)
     try:
-        prepared = preprocess(scan, preprocessing)
+        prepared = prepare(scan, recipe_of(preprocessing))
     except ScanError as error:
         raise DatasetError(f"case '{case.name}': {error}") from error
     return PreparedCase(

@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from masksam_deploy.base.errors import DatasetError, MaskSamError
-from masksam_deploy.bundle.manifest import NormalizationScheme
+from masksam_deploy.bundle.nnunet import NormalizationScheme
 from masksam_deploy.io.grid import MAX_SPACING_MM, MIN_SPACING_MM, times
-from masksam_deploy.scan_path.prepare import nonzero_box
+from masksam_deploy.scan_path.frame import nonzero_box
 from masksam_deploy.scan_path.resample import ANISOTROPY_THRESHOLD, Shape3, Spacing3
 from masksam_export.families.masksam.training.dataset import Case, Dataset, load_case
 from masksam_export.plans import RESAMPLING_FUNCTION

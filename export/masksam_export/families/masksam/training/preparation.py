@@ -8,8 +8,10 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from masksam_deploy.bundle.manifest import Labels, Preprocessing
-from masksam_deploy.scan_path.windows import window_count
+from masksam_deploy.bundle.manifest import Labels
+from masksam_deploy.bundle.nnunet import Preprocessing
+from masksam_deploy.bundle.recipe import Windows
+from masksam_deploy.scan_path.tiles import window_count
 from masksam_export.families.masksam.training.cases import PreparedCase, prepare_case, split_cases
 from masksam_export.families.masksam.training.dataset import Dataset
 from masksam_export.families.masksam.training.patches import Source
@@ -50,7 +52,7 @@ class Data:
 
     def validation_windows(self, patch: tuple[int, int, int]) -> int:
         """Network runs that one validation takes."""
-        return sum(window_count(case.frame.network_shape, patch, 0.5) for case in self.held_out)
+        return sum(window_count(case.frame.network_shape, patch, Windows()) for case in self.held_out)
 
 
 def prepare_data(

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from masksam_deploy.bundle.manifest import Labels, Preprocessing
+from masksam_deploy.bundle.manifest import Labels
+from masksam_deploy.bundle.nnunet import Preprocessing, recipe_of
 from masksam_deploy.metrics.overlap import dice_per_class
 from masksam_deploy.scan_path.labels_host import labels_from_scores
 from masksam_deploy.scan_path.windows import stream_scores
@@ -50,6 +51,7 @@ def segment(
         array: NDArray[np.float32] = scores.float().cpu().numpy()
         return array
 
+    recipe = recipe_of(preprocessing)
     was_training = model.training
     model.eval()
     with torch.inference_mode():
@@ -57,11 +59,12 @@ def segment(
             case.image,
             (model.config.frames, model.config.patch_side, model.config.patch_side),
             predict,
+            recipe,
             mirror_axes=(),
             accumulator="float32",
             classes=model.config.classes,
         )
-        array = labels_from_scores(scores, case.frame, preprocessing.resample_scores, labels)
+        array = labels_from_scores(scores, case.frame, recipe.scores, labels)
     model.train(was_training)
     return array
 
