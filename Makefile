@@ -9,7 +9,8 @@ RUNS   := runs
 # Tests run in so many processes, each of up to 2 GB; all of a file in one, as they share what is slow to make.
 WORKERS ?= 2
 
-.PHONY: demo recipe-lv recipe-hippocampus bench test lint types contracts pytest test-slow test-lowest fuzz clean
+.PHONY: demo recipe-lv recipe-hippocampus bench check test lint types contracts fragments docs pytest test-slow \
+    test-lowest fuzz docs-generated gallery clean
 
 demo: $(VENV)/demo.stamp
 	mkdir -p demo
@@ -62,7 +63,10 @@ bench: $(VENV)/dev.stamp
 	$(BIN)/python -m benchmarks.encoder_rewrites
 	$(BIN)/python -m benchmarks.adapter_formulations
 
-test: lint types contracts pytest
+# What takes seconds: before every commit (`.venv/bin/pre-commit install` runs it there).
+check: lint types contracts fragments
+
+test: check docs pytest
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
@@ -73,6 +77,22 @@ types: $(VENV)/dev.stamp
 
 contracts: $(VENV)/dev.stamp
 	$(BIN)/lint-imports
+
+# Files in changelog.d with other names than its README says are errors.
+fragments: $(VENV)/dev.stamp
+	$(BIN)/towncrier build --draft --version unreleased >$(VENV)/fragments.txt
+
+# The pages in docs/_build/index.html. Every warning is an error, so is a link between pages that leads nowhere.
+docs: $(VENV)/docs.stamp
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --nitpicky --quiet docs docs/_build
+
+# What is committed but made from the code and from benchmarks/results; a test fails where it is out of date.
+docs-generated: $(VENV)/docs.stamp
+	$(BIN)/python -m docs.generate
+
+# The pictures of the pages, from the demo's scan: about a minute.
+gallery: $(VENV)/dev.stamp
+	$(BIN)/python -m docs.gallery
 
 pytest: $(VENV)/dev.stamp
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
@@ -92,7 +112,8 @@ test-lowest:
 	$(PYTHON) -m venv .venv-lowest
 	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check \
 	    --constraint constraints-lowest.txt -e '.[cpu,evaluate]' pytest hypothesis nibabel pydicom scipy scikit-image
-	.venv-lowest/bin/pytest --ignore tests/export --ignore tests/training --ignore tests/kernels --ignore tests/walk
+	.venv-lowest/bin/pytest --ignore tests/export --ignore tests/training --ignore tests/kernels --ignore tests/walk \
+	    --ignore tests/docs
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -106,8 +127,12 @@ $(VENV)/train.stamp: pyproject.toml constraints.txt | $(VENV)/bin/python
 	touch $@ $(VENV)/demo.stamp
 
 $(VENV)/dev.stamp: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(PIP) -e '.[cpu,export,train,evaluate,kernels,rtx,dev]'
-	touch $@ $(VENV)/demo.stamp $(VENV)/train.stamp
+	$(PIP) -e '.[cpu,export,train,evaluate,kernels,rtx,docs,dev]'
+	touch $@ $(VENV)/demo.stamp $(VENV)/train.stamp $(VENV)/docs.stamp
+
+$(VENV)/docs.stamp: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) -e '.[docs]'
+	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-lowest demo dist
+	rm -rf $(VENV) .venv-lowest demo dist docs/_build

@@ -1,7 +1,7 @@
 """What the published networks need of a GPU's memory, as far as their shapes alone say. Needs torch, no GPU.
 
-`python benchmarks/gpu_memory.py` prints the table of docs/jetson.md. Not in it: what TensorRT works in besides the one
-tensor that is listed, CUDA's own context, and code. Nothing is measured here.
+`python benchmarks/gpu_memory.py` prints the table of docs/how-to/run-on-a-jetson.md. Not in it: what TensorRT works in
+besides the one tensor that is listed, CUDA's own context, and code. Nothing is measured here.
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ def _cubic(source: Matrix, old: int) -> Matrix:
     padded = np.zeros((source.size, prefilter.shape[1]))
     for tap, weight in enumerate(weights):
         padded += weight[:, None] * prefilter[first + _SPLINE_PADDING + tap]
-    matrix = padded[:, _SPLINE_PADDING : _SPLINE_PADDING + old].copy()
+    matrix: Matrix = padded[:, _SPLINE_PADDING : _SPLINE_PADDING + old].copy()
     matrix[:, 0] += padded[:, :_SPLINE_PADDING].sum(axis=1)
     matrix[:, -1] += padded[:, _SPLINE_PADDING + old :].sum(axis=1)
     matrix[np.abs(matrix) < _NEGLIGIBLE] = 0.0

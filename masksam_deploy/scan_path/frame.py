@@ -61,8 +61,9 @@ class ScanFrame:
             A view `[*cropped_shape]`: transposed, cropped, turned round. What is written to it lands in the scan's
             place.
         """
-        view = scan_zyx.transpose(self.transpose)[self.slices]
-        return view[tuple(slice(None, None, -1 if axis in self.flip else 1) for axis in range(3))]
+        view: NDArray[Any] = scan_zyx.transpose(self.transpose)[self.slices]
+        turned: NDArray[Any] = view[tuple(slice(None, None, -1 if axis in self.flip else 1) for axis in range(3))]
+        return turned
 
 
 def scan_frame(volume: Volume, recipe: Recipe) -> ScanFrame:

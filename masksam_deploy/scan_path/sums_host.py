@@ -227,7 +227,8 @@ class RollingSums:
         means = np.empty((len(self._scores), *totals.shape), np.float16 if self._half else np.float32)
 
         def average_class(index: int) -> None:
-            np.divide(self._scores[(index, *keep)], totals, out=means[index], casting="same_kind")
+            at = (index, *keep)
+            np.divide(self._scores[at], totals, out=means[index], casting="same_kind")
 
         self._team.each(average_class, range(len(means)))
         return means

@@ -36,8 +36,8 @@ def test_inspect_shows_what_a_person_needs_to_know(heart: Bundle) -> None:
         "embed_dim",
         "image_encoder",
         "B × 2 × 4 × 16 × 32",  # noqa: RUF001
-        "1 × 2.5 × 1",  # noqa: RUF001
-        "clip to -100 … 300, mean 80.5, std 40",
+        "spacing 1 mm, spacing 2.5 mm, spacing 1 mm",
+        "clip (lower -100, upper 300), scale (subtract 80.5, divide 40)",
         "left ventricle",
         "mirror axes",
         "checkpoint_final.pth",

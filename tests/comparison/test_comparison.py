@@ -159,8 +159,7 @@ def single_channel(bundle: Bundle, *changes: tuple[str, str]) -> Bundle:
         for port in graph["inputs"]:
             if port["name"] == "image":
                 port["shape"][1] = 1
-    for key in ("channel_names", "normalization"):
-        content["preprocessing"][key] = content["preprocessing"][key][:1]
+    content["recipe"]["channels"] = content["recipe"]["channels"][:1]
     text = json.dumps(content)
     for old, new in changes:
         text = text.replace(old, new)

@@ -12,8 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from masksam_deploy.bundle.manifest import Graph
+from masksam_deploy.bundle.manifest import Graph, Labels
+from masksam_deploy.bundle.nnunet import Preprocessing
+from masksam_export.families.base import Trained
 from masksam_export.families.masksam.adapter_nodes import Adapters, adapter_rewrites
+from masksam_export.families.masksam.checkpoint import TrainedMaskSAM
+from masksam_export.families.masksam.exportable import exportable
 from masksam_export.families.masksam.graphs import graph_parts
 from masksam_export.families.masksam.model import MaskSAM
 from masksam_export.families.masksam.weights import config_from_shapes
@@ -58,3 +62,28 @@ class Golden:
             if key + suffix in self.arrays:
                 return like[..., ::step, ::step], self.arrays[key + suffix]
         raise KeyError(key)
+
+
+def trained_with(model: MaskSAM, **options: Any) -> Trained:
+    """A network as if it had been trained on MR scans of 1 mm; `options` are those of `exportable`."""
+    scheme = {"scheme": "ZScoreNormalization"}
+    resampling = {"order": 3, "order_z": 0}
+    checkpoint = TrainedMaskSAM(
+        model=model,
+        preprocessing=Preprocessing.model_validate(
+            {
+                "channel_names": ["MR"],
+                "transpose_forward": [0, 1, 2],
+                "spacing": [1, 1, 1],
+                "normalization": [scheme],
+                "resample_data": resampling,
+                "resample_scores": {**resampling, "order": 1},
+            }
+        ),
+        labels=Labels.model_validate({"classes": [{"name": str(k), "value": k} for k in range(model.config.classes)]}),
+        mirror_axes=(),
+        source=Path("random.pth"),
+        sha256="0" * 64,
+        notes=(),
+    )
+    return exportable(checkpoint, **options)

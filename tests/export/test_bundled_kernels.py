@@ -15,19 +15,17 @@ from masksam_deploy.bundle.archive import unpack
 from masksam_deploy.bundle.directory import Bundle
 from masksam_export.families.masksam.bundled_kernels import copy_pack, fitting_pack
 from masksam_export.families.masksam.official import ACDC
-from masksam_export.onnx_export import export_bundle
 from masksam_kernels.pack import read_pack
 from tests.example_kernels import make_pack
 from tests.export.golden import Golden
-from tests.export.test_onnx_export import trained_with
 
 WIDTHS = {ACDC.adapter_dim, ACDC.decoder_adapter_dim}
 
 
-def test_a_bundle_carries_its_kernels_like_any_other_file(tmp_path: Path) -> None:
-    model = Golden.read("tiny_acdc").model()
-    source = make_pack(tmp_path / "p", {model.config.adapter_dim, model.config.decoder_adapter_dim})
-    bundle = export_bundle(trained_with(model, adapters="node", kernels=source.folder), tmp_path / "lv.masksam")
+def test_a_bundle_carries_its_kernels_like_any_other_file(node_bundle: Path, tmp_path: Path) -> None:
+    config = Golden.read("tiny_acdc").model().config
+    source = make_pack(tmp_path / "p", {config.adapter_dim, config.decoder_adapter_dim})
+    bundle = Bundle.load(node_bundle)
     assert bundle.kernels == bundle.path / "kernels"
     assert read_pack(bundle.kernels).kernels == source.kernels
     assert set(bundle.manifest.files) > {f"kernels/{path.name}" for path in source.folder.iterdir()}

@@ -217,7 +217,7 @@ def scaled() -> Matrix:
 
 
 def sheared() -> Matrix:
-    matrix = FIRST.copy()
+    matrix: Matrix = FIRST.copy()
     matrix[0, 1] += 0.3
     return matrix
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests.kernels.command import masksam_kernels
+from tests.shared_files import SharedFiles
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # Triton looks at it when a kernel is defined
@@ -32,10 +33,12 @@ def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> 
 
 
 @pytest.fixture(scope="session")
-def pack(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def pack(shared_files: SharedFiles, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All architectures, the narrowest and the widest adapter."""
-    folder = tmp_path_factory.mktemp("pack") / "all.kernels"
     widths = [argument for width in NARROWEST_AND_WIDEST for argument in ("--channels", width)]
-    done = masksam_kernels("build", "-o", folder, "--dtype", "fp16", *widths)
-    assert done.returncode == 0, done.stderr
-    return folder
+
+    def build(folder: Path) -> None:
+        done = masksam_kernels("build", "-o", folder, "--dtype", "fp16", *widths)
+        assert done.returncode == 0, done.stderr
+
+    return shared_files.copy("kernels", build, tmp_path_factory.mktemp("pack") / "all.kernels")

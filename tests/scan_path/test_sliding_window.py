@@ -56,18 +56,18 @@ def whole_volume_scores(
         for y in starts[1]:
             for x in starts[2]:
                 at = (slice(z, z + patch[0]), slice(y, y + patch[1]), slice(x, x + patch[2]))
-                window = padded[(slice(None), *at)][None]
+                region = (slice(None), *at)
+                window = padded[region][None]
                 prediction = network(window)
                 for count in range(1, len(mirror_axes) + 1):
                     for subset in combinations(mirror_axes, count):
                         axes = tuple(axis + 2 for axis in subset)
                         prediction += np.flip(network(np.flip(window, axes)), axes)
                 prediction /= 2 ** len(mirror_axes)
-                region = (slice(None), *at)
                 sums[region] = (sums[region].astype(np.float32) + prediction[0] * weights).astype(dtype)
                 totals[at] = (totals[at].astype(np.float32) + weights).astype(dtype)
-    kept = tuple(slice(a, a + s) for a, s in zip(low, data.shape[1:], strict=True))
-    return np.asarray((sums / totals)[(slice(None), *kept)])
+    kept = (slice(None), *(slice(a, a + s) for a, s in zip(low, data.shape[1:], strict=True)))
+    return np.asarray((sums / totals)[kept])
 
 
 @pytest.mark.parametrize(

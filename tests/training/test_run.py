@@ -176,7 +176,7 @@ def test_one_thread_cuts_the_patches_of_all_epochs(
 
 
 def test_it_learns_a_disc(dataset: Path, tmp_path: Path) -> None:
-    request = replace(REQUEST, epochs=2, iterations=30, batch=4, validate_every=2)
+    request = replace(REQUEST, epochs=2, iterations=20, batch=4, validate_every=2)
     trainer, watcher = start(dataset, tmp_path / "run", request)
     trainer.fit()
     assert watcher.epochs[0].dice is None

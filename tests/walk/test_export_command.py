@@ -12,8 +12,10 @@ import time
 from pathlib import Path
 
 import onnx
+import pytest
 
 from masksam_deploy.bundle.directory import Bundle
+from masksam_deploy.cli import main
 from masksam_kernels.pack import read_pack
 from tests.conftest import INTERRUPTIBLE
 from tests.example_kernels import make_pack
@@ -44,22 +46,40 @@ def test_export_names_the_bundle_after_the_checkpoint_and_reports_as_json(cardia
     assert "DepthConvAdapter3d" in {node.op_type for node in decoder.graph.node}
 
 
-def test_what_cannot_be_exported_is_one_line(tmp_path: Path, cardiac_bundle: Path, cardiac_case: Path) -> None:
+def test_what_is_missing_is_one_line(tmp_path: Path) -> None:
+    result = run("missing.pth", cwd=tmp_path)
+    assert result.returncode == 2, result.stderr
+    assert result.stderr.startswith("error: ")
+    assert "not a file" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_be_exported_is_one_line(
+    tmp_path: Path,
+    cardiac_bundle: Path,
+    cardiac_case: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """In this process: another one would load PyTorch for every call."""
     checkpoint = cardiac_case / "checkpoint_final.pth"
+    monkeypatch.chdir(tmp_path)
     calls: list[tuple[list[object], str]] = [
-        (["missing.pth"], "not a file"),
         ([checkpoint, "-o", cardiac_bundle], "--force"),
         ([checkpoint, "--adapters", "node", "--kernels", "missing.kernels"], "is no kernel pack"),
         ([checkpoint, "-o", "no/such/folder/x.masksam"], "folder"),
         ([cardiac_bundle / "manifest.json"], "cannot be read"),
     ]
     for arguments, expected in calls:
-        result = run(*arguments, cwd=tmp_path)
-        assert result.returncode == 2, result.stderr
-        last = result.stderr.splitlines()[-1]
+        with pytest.raises(SystemExit) as ended:
+            main(["export", *map(str, arguments)])
+        told = capsys.readouterr().err
+        assert ended.value.code == 2, told
+        last = told.splitlines()[-1]
         assert last.startswith("error: ")
         assert expected in last
-        assert "Traceback" not in result.stderr
+        assert "Traceback" not in told
     assert list(tmp_path.iterdir()) == []
 
 

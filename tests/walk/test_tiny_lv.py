@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from contextlib import closing
 from pathlib import Path
 
@@ -12,26 +13,20 @@ from masksam_deploy import Segmenter, read_volume, write_labels
 from masksam_deploy.bundle.directory import Bundle
 from masksam_deploy.engines.build import BuildRequest, build_engine
 from masksam_deploy.engines.choose import open_network
-from masksam_deploy.engines.gate import Case, validation_cases
+from masksam_deploy.engines.gate import validation_cases
 from masksam_deploy.evaluation import evaluate_folders
-from masksam_deploy.io.cases import ScanFiles, find_scans
+from masksam_deploy.io.cases import find_scans
 from masksam_deploy.runtimes.registry import BuildOptions, open_builder
 from masksam_deploy.runtimes.spec import EngineSpec, Precision
+from tests.conftest import LV_CHECKPOINT, ROOT
 
-ROOT = Path(__file__).parents[2]
-CHECKPOINT = ROOT / "models" / "masksam-tiny-lv" / "checkpoint_final.pth"
 SAMPLE = ROOT / "examples" / "sunnybrook"
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from masksam_export.families.masksam.checkpoint import load_checkpoint
-    from masksam_export.families.masksam.exportable import exportable
-    from masksam_export.onnx_export import export_bundle
-
-    case = Case(ScanFiles("SCD0000501", (SAMPLE / "scan",)), SAMPLE / "reference.nii.gz")
-    target = tmp_path_factory.mktemp("lv") / "lv.masksam"
-    return export_bundle(exportable(load_checkpoint(CHECKPOINT)), target, validation=[case]).path
+def bundle(lv_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy, which engines may be added to."""
+    return shutil.copytree(lv_bundle, tmp_path_factory.mktemp("copy") / "lv.masksam")
 
 
 def test_a_held_out_dicom_scan_gets_the_dice_that_the_demo_promises(bundle: Path, tmp_path: Path) -> None:
@@ -84,6 +79,6 @@ def test_all_three_graphs_build_for_rtx_gpus_without_one(bundle: Path, precision
 
 
 def test_the_checkpoint_is_small_and_the_one_that_the_card_describes() -> None:
-    data = CHECKPOINT.read_bytes()
+    data = LV_CHECKPOINT.read_bytes()
     assert len(data) <= 8_000_000
-    assert hashlib.sha256(data).hexdigest() in (CHECKPOINT.parent / "MODEL_CARD.md").read_text(encoding="utf-8")
+    assert hashlib.sha256(data).hexdigest() in (LV_CHECKPOINT.parent / "MODEL_CARD.md").read_text(encoding="utf-8")

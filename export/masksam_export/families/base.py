@@ -1,6 +1,6 @@
 """What a family of networks offers to the exporter, and what it says of one trained network.
 
-Nothing here imports torch, so that a family's options can be shown without it.
+Nothing here imports torch, or anything else that takes long, so that a family's options can be shown without it.
 """
 
 from __future__ import annotations
@@ -12,22 +12,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import click
-import numpy as np
-from numpy.typing import NDArray
-from pydantic import JsonValue
-
-from masksam_deploy.bundle.manifest import Labels
-from masksam_deploy.bundle.recipe import Recipe
 
 if TYPE_CHECKING:
+    import numpy as np
     import onnx_ir
+    from numpy.typing import NDArray
+    from pydantic import JsonValue
     from torch import nn
 
+    from masksam_deploy.bundle.manifest import Labels
+    from masksam_deploy.bundle.recipe import Recipe
     from masksam_export.families.parts import GraphPart
     from masksam_export.torch_files.checkpoint_file import CheckpointFile
 
-Float: TypeAlias = NDArray[np.float32]
-Mask: TypeAlias = NDArray[np.bool_]
+Float: TypeAlias = "NDArray[np.float32]"
+Mask: TypeAlias = "NDArray[np.bool_]"
 Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
 """Of the weights in a checkpoint, by name."""
 Rewrite: TypeAlias = "Callable[[onnx_ir.Model], None]"

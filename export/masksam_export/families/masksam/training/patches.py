@@ -147,7 +147,8 @@ def cut(
     shape = torch.tensor([part.stop - part.start for part in box], dtype=torch.float32)
     # grid_sample wants x, y, z from -1 to 1 over the outer edges.
     grid = (2 * (edges - start) / shape - 1).flip(-1)[None]
-    sampled = functional.grid_sample(image[(slice(None), *box)][None], grid, align_corners=False)[0]
+    every_channel = (slice(None), *box)
+    sampled = functional.grid_sample(image[every_channel][None], grid, align_corners=False)[0]
     # Shifted by one, so that the zeros outside become PADDING.
     shifted = (labels[box].float() - PADDING)[None, None]
     nearest = functional.grid_sample(shifted, grid, mode="nearest", align_corners=False)[0, 0]

@@ -149,11 +149,12 @@ def _measure_case(case: Case, dataset: Dataset, samples: int) -> _Measured:
     channels = scan.channels_czyx
     box = tuple(slice(*extent) for extent in nonzero_box(channels))
     inside = np.asarray(labels.array, np.uint16)[box]
+    every_channel = (slice(None), *box)
     return _Measured(
         spacing_zyx=scan.geometry.spacing_zyx,
         shape_zyx=cast(Shape3, inside.shape),
         relative_size=inside.size / prod(scan.geometry.shape_zyx),
-        samples=_foreground(np.asarray(channels, np.float32)[(slice(None), *box)], inside > 0, samples),
+        samples=_foreground(np.asarray(channels, np.float32)[every_channel], inside > 0, samples),
         class_voxels=np.bincount(inside.ravel(), minlength=len(dataset.label_names)),
     )
 
