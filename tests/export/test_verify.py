@@ -11,7 +11,7 @@ import onnx
 import pytest
 import torch
 
-from masksam_deploy.base.errors import ParityError
+from masksam_deploy.base.errors import ExportError, ParityError
 from masksam_deploy.bundle.manifest import Graph, Port
 from masksam_export.families.base import Mask, Reference
 from masksam_export.families.example_windows import example_windows
@@ -163,3 +163,44 @@ def test_example_inputs_are_normalised_different_and_repeatable(model: MaskSAM) 
         assert float(image.std()) == pytest.approx(1, abs=1e-4)
         assert np.array_equal(image, again[name])
     assert not np.allclose(first["noise"], first["structured"])
+
+
+def test_scores_may_differ_where_the_reference_says_so_and_only_there(tmp_path: Path) -> None:
+    scores = np.random.default_rng(0).uniform(-3, 3, (1, 2, 2, 32, 32)).astype(np.float32)
+    expected = scores.copy()
+    expected[0, :, 1, 5, 5] += [2, -2]
+    graph = identity_graph(tmp_path, scores.shape)
+    may_differ = expected != scores
+    reference = Reference({"image": scores, "semseg": expected}, {"semseg": may_differ})
+    figures = verify_chain(tmp_path, [graph], {"noise": reference}, "argmax", batched=False)["noise"]
+    assert isinstance(figures, dict) and figures["semseg_ties"] == 2
+    elsewhere = replace(reference, may_differ={"semseg": np.roll(may_differ, 1, axis=-1)})
+    with pytest.raises(ParityError, match="maximum error of the class scores 2"):
+        verify_chain(tmp_path, [graph], {"noise": elsewhere}, "argmax", batched=False)
+
+
+def test_values_that_are_not_finite_are_wrong_wherever_they_are(tmp_path: Path) -> None:
+    scores = np.zeros((1, 2, 2, 32, 32), np.float32)
+    broken = scores.copy()
+    broken[0, 0, 0, 0, 0] = np.nan
+    graph = identity_graph(tmp_path, scores.shape)
+    reference = Reference({"image": broken, "semseg": scores}, {"semseg": np.isnan(broken)})
+    with pytest.raises(ParityError, match="maximum error of the class scores inf"):
+        verify_chain(tmp_path, [graph], {"noise": reference}, "argmax", batched=False)
+
+
+@pytest.mark.parametrize(
+    ("ports", "mask", "message"),
+    [
+        ({}, {}, "found no port 'semseg'"),
+        ({"semseg": 0.0}, {"semseg": np.zeros(3, bool)}, r"found a mask of shape \(3,\) for port 'semseg'"),
+    ],
+)
+def test_a_familys_reference_that_is_incomplete_is_named(
+    ports: dict[str, float], mask: dict[str, Mask], message: str, tmp_path: Path
+) -> None:
+    image = np.zeros((1, 2, 2, 32, 32), np.float32)
+    graph = identity_graph(tmp_path, image.shape)
+    reference = Reference({"image": image} | {name: image + value for name, value in ports.items()}, mask)
+    with pytest.raises(ExportError, match=message):
+        verify_chain(tmp_path, [graph], {"noise": reference}, "argmax", batched=False)
