@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from masksam_deploy.base.errors import BundleError, ScanError
+from masksam_deploy.base.errors import ScanError
 from masksam_deploy.bundle.recipe import Channel, Clip, MinMax, Quantise, Scale, Step, Within, ZScore
 
 Intensities: TypeAlias = NDArray[np.float32]
@@ -61,39 +61,9 @@ def needs_mask(channel: Channel) -> bool:
     return any(isinstance(step, ZScore) and step.inside_mask for step in channel.before)
 
 
-def check_steps(channels: Iterable[Channel]) -> None:
-    """Refuse steps where they have no meaning.
-
-    Raises:
-        BundleError: a step of the whole scan is applied to windows, one of windows to the scan, or the mask of the
-            scan's grid is needed on the network's.
-    """
-    for channel in channels:
-        for place, steps in (("before", channel.before), ("after", channel.after), ("on_window", channel.on_window)):
-            for step in steps:
-                why_not = _why_not(step, place)
-                if why_not:
-                    raise BundleError(
-                        f"channel '{channel.name}', steps '{place}': found {why_not}; export the bundle again"
-                    )
-
-
 def all_finite(array: Intensities) -> bool:
     """Whether all numbers are finite, without a temporary of the array's size (NaN wins min and max)."""
     return bool(np.isfinite(array.min()) and np.isfinite(array.max()))
-
-
-def _why_not(step: Step, place: str) -> str | None:
-    on_window = place == "on_window"
-    if isinstance(step, MinMax) and on_window and step.over == "scan":
-        return "min-max over the scan, expected over the window or a slice of it"
-    if isinstance(step, MinMax) and not on_window and step.over == "window":
-        return "min-max over the window, expected it among the steps 'on_window'"
-    if isinstance(step, ZScore | Within) and on_window:
-        return f"'{step.kind}', which concerns the whole scan, expected it among the steps before windows are cut"
-    if isinstance(step, ZScore) and step.inside_mask and place == "after":
-        return "a z-score inside the mask, which lies on the scan's own grid, expected it among the steps 'before'"
-    return None
 
 
 def _each_voxel(steps: Sequence[Step], values: Intensities, out: Intensities) -> None:

@@ -60,15 +60,13 @@ def labels_from_scores(
         `[Z,Y,X]`, uint8 or, if a label value exceeds 255, uint16.
 
     Raises:
-        BundleError: K differs from the number of classes in `labels`, or labels are to be resampled with splines.
-        ValueError: planes out of order or missing, or of another size than the network grid.
+        BundleError: K differs from the number of classes in `labels`.
+        ValueError: planes out of order or missing, or of another size than the network grid; or labels are to be
+            resampled with splines.
     """
     spec = scores.resampling
     if scores.bring_back == "labels" and (spec.order, spec.order_z) != (0, 0):
-        raise BundleError(
-            f"labels are resampled with splines of order {spec.order} and {spec.order_z}, expected 0, as there are no "
-            "labels between labels; export the bundle again"
-        )
+        raise ValueError(f"labels cannot be resampled with splines ({spec}), expected order 0: nothing is between them")
     plan = resampler(frame.network_shape, frame.cropped_shape, frame.network_spacing, frame.scan_spacing, spec)
     rule = _Rule(palette_of(labels), labels.decision, scores.before_sum != "none")
     result = np.zeros(frame.geometry.shape_zyx, rule.palette.dtype)

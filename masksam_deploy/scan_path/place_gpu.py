@@ -69,7 +69,7 @@ class GpuScores:
 
     @property
     def sums(self) -> Any:
-        """See `sliding_window.Pipeline`."""
+        """See `windows.Pipeline`."""
         return partial(GpuSums, self.arrays)
 
     @property

@@ -17,7 +17,7 @@ from masksam_deploy.base.threads import Team
 from masksam_deploy.base.volume import Array, Volume
 from masksam_deploy.bundle.recipe import Channel, Recipe
 from masksam_deploy.scan_path.frame import ScanFrame, scan_frame
-from masksam_deploy.scan_path.intensities import Mask, all_finite, apply_steps, check_steps, needs_mask
+from masksam_deploy.scan_path.intensities import Mask, all_finite, apply_steps, needs_mask
 from masksam_deploy.scan_path.resample import Resampler, resample_volume, resampler
 
 
@@ -44,9 +44,7 @@ def prepare(volume: Volume, recipe: Recipe, frame: ScanFrame | None = None, *, t
     Raises:
         ScanError: wrong number of channels, intensities that are not finite real numbers or not those that the recipe
             expects, or a grid that `scan_frame` refuses.
-        BundleError: the recipe has steps that have no meaning where they are.
     """
-    check_steps(recipe.channels)
     frame = frame or scan_frame(volume, recipe)
     plan = resampler(
         frame.cropped_shape,

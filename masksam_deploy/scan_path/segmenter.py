@@ -105,8 +105,7 @@ class Segmenter:
         self.mirror_axes = self.bundle.manifest.mirror_axes if tta else ()
         self._accumulator = accumulator
         self._step = step
-        manifest = self.bundle.manifest
-        self._recipe = with_step(manifest.recipe, step)
+        self._recipe = with_step(self.bundle.manifest.recipe, step)
         self._max_ram = max_ram
         self._threads = min(threads or usable_cores(), MOST_THREADS)
         started = time.perf_counter()

@@ -14,7 +14,7 @@ from masksam_deploy.scan_path.sums_host import Mirroring, gaussian_weights, not_
 
 
 class GpuSums:
-    """See `rolling_sums.Sums`: the same float32 operations in the same order as `RollingSums`, so the same bits.
+    """See `sums_host.Sums`: the same float32 operations in the same order as `RollingSums`, so the same bits.
 
     Predictions are whatever the library's `asarray` takes without a copy. They are read before the method returns, so
     that their memory may be written again.
@@ -29,7 +29,7 @@ class GpuSums:
         self._totals = xp.zeros((patch[0], *plane), np.float32)
 
     def mean(self, images: Iterable[tuple[Mirroring, Any]], count: int, starts: Sequence[Shape3]) -> Any:
-        """See `rolling_sums.Sums`."""
+        """See `sums_host.Sums`."""
         xp = self._arrays.xp
         total: Any = None
         for mirroring, given in images:
@@ -45,7 +45,7 @@ class GpuSums:
         return total
 
     def add(self, prediction: Any, start: Shape3) -> None:
-        """See `rolling_sums.Sums`."""
+        """See `sums_host.Sums`."""
         self._check(prediction, start)
         z, y, x = start
         rows, columns = slice(y, y + self._patch[1]), slice(x, x + self._patch[2])
@@ -58,12 +58,12 @@ class GpuSums:
         self._arrays.finish()
 
     def average(self, plane: int, rows: slice, columns: slice) -> Any:
-        """See `rolling_sums.Sums`; an array of the library."""
+        """See `sums_host.Sums`; an array of the library."""
         slot = slice(plane % self._patch[0], plane % self._patch[0] + 1)
         return self._scores[:, slot, rows, columns] / self._totals[slot, rows, columns]
 
     def forget(self, start: int, stop: int) -> None:
-        """See `rolling_sums.Sums`."""
+        """See `sums_host.Sums`."""
         for plane in range(start, stop):
             self._scores[:, plane % self._patch[0]] = 0
             self._totals[plane % self._patch[0]] = 0

@@ -11,7 +11,6 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from masksam_deploy.base.errors import BundleError
 from masksam_deploy.bundle.recipe import Advance, Recipe, Share, Voxels, Windows
 from masksam_deploy.scan_path.intensities import apply_steps
 from masksam_deploy.scan_path.resample import Shape3
@@ -50,14 +49,10 @@ def tiling(shape: Shape3, patch: Shape3, windows: Windows) -> Tiling:
         windows: of the recipe.
 
     Raises:
-        BundleError: windows would leave voxels out, or lie wholly outside of the grid.
+        ValueError: windows would leave voxels out, or lie wholly outside of the grid.
     """
-    for axis, overhang in enumerate(windows.overhang):
-        if not 0 <= overhang < patch[axis]:
-            raise BundleError(
-                f"windows stand out of axis {axis} by {overhang} voxels, expected 0 to {patch[axis] - 1} for windows "
-                f"of {patch[axis]}; export the bundle again"
-            )
+    if any(not 0 <= overhang < size for overhang, size in zip(windows.overhang, patch, strict=True)):
+        raise ValueError(f"windows of {patch} cannot stand out of the grid by {windows.overhang}, expected less")
     padded = padded_shape(shape, patch, windows)
     z, y, x = (
         _starts(size, width, advance) for size, width, advance in zip(padded, patch, windows.advance, strict=True)
@@ -124,7 +119,7 @@ def cut_windows(data: NDArray[np.float32], patch: Shape3, recipe: Recipe) -> Ite
         recipe: of the bundle.
 
     Raises:
-        BundleError, ScanError: see `tiling` and `apply_steps`.
+        ValueError, ScanError: see `tiling` and `apply_steps`.
     """
     depth, height, width = data.shape[1:]
     tiles = tiling((depth, height, width), patch, recipe.windows)
@@ -159,9 +154,6 @@ def _starts(size: int, patch: int, advance: Advance) -> list[int]:
 def _starts_apart(size: int, patch: int, voxels: int) -> list[int]:
     """Every `voxels`; the last window ends with the axis."""
     if voxels > patch:
-        raise BundleError(
-            f"windows of {patch} voxels begin {voxels} voxels apart and leave some out, expected at most {patch}; "
-            "export the bundle again"
-        )
+        raise ValueError(f"windows of {patch} voxels {voxels} apart leave some out, expected at most {patch}")
     last = size - patch
     return [*range(0, last, voxels), last]

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from masksam_deploy.base.errors import BackendError
 from masksam_deploy.base.threads import Team
 from masksam_deploy.bundle.recipe import Recipe, Windows
-from masksam_deploy.scan_path.intensities import check_steps
 from masksam_deploy.scan_path.resample import Shape3
 from masksam_deploy.scan_path.sums_host import Mirroring, RollingSums, Scores, Sums
 from masksam_deploy.scan_path.tiles import Tiling, cut_window, tiling, window_count
@@ -83,8 +82,7 @@ def stream_scores(
         the pipeline's sums use, if it brings some.
 
     Raises:
-        ValueError: arguments that contradict each other; raised at the call, not at the first plane.
-        BundleError: the recipe's windows do not fit together, see `tiling`; at the call.
+        ValueError: arguments that contradict each other, see also `tiling`; raised at the call, not at the first plane.
         BackendError: from the iterator, when a prediction has the wrong shape or is not finite, or float16
             sums overflow.
         ScanError: from the iterator, when a step on a window overflows.
@@ -98,7 +96,6 @@ def stream_scores(
     network = predict if isinstance(predict, Pipeline) else Pipeline(partial(map, predict))
     if network.sums and accumulator == "float16":
         raise ValueError("the pipeline brings sums of its own, which round as they do; expected accumulator 'float32'")
-    check_steps(recipe.channels)
     depth, height, width = data.shape[1:]
     return _stream(
         data,

@@ -4,6 +4,7 @@ import gc
 import json
 import weakref
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -238,7 +239,8 @@ def test_planes_repeated_across_separate_slices_are_equal() -> None:
         assert equal == (source[plane] == source[plane - 1])
 
 
-def test_only_the_planes_of_the_next_slab_are_kept() -> None:
+@pytest.mark.parametrize("bring_back", ["scores", "labels"])
+def test_only_the_planes_of_the_next_slab_are_kept(bring_back: str) -> None:
     yielded: list[weakref.ref[ScoreArray]] = []
     most = 0
 
@@ -253,12 +255,55 @@ def test_only_the_planes_of_the_next_slab_are_kept() -> None:
             most = max(most, sum(reference() is not None for reference in yielded))
 
     frame = make_frame((60, 512, 512), (40, 200, 200))
+    order = 1 if bring_back == "scores" else 0
+    spec = Scores.model_validate({"bring_back": bring_back, "resampling": {"order": order, "order_z": 0}})
     gc.freeze()  # collections then look at new objects alone, not at all that other tests have loaded
     try:
-        labels_from_scores(stream(), frame, LINEAR, make_labels(0, 1))
+        labels_from_scores(stream(), frame, spec, make_labels(0, 1))
     finally:
         gc.unfreeze()
     assert most <= 3
+
+
+@settings(deadline=None, max_examples=80)
+@given(
+    cropped=st.tuples(st.integers(1, 30), st.integers(1, 12), st.integers(1, 30)),
+    network=st.tuples(st.integers(1, 12), st.integers(1, 12), st.integers(1, 12)),
+    transpose=st.sampled_from([(0, 1, 2), (2, 0, 1), (1, 2, 0), (0, 2, 1)]),
+    flip=st.sets(st.integers(0, 2)),
+    coordinates=st.sampled_from(["centres", "corners"]),
+    decision=st.sampled_from(["argmax", "regions"]),
+    dtype=st.sampled_from([np.float16, np.float32]),
+    piece=st.integers(1, 5),
+    margin=st.integers(0, 2),
+)
+def test_labels_that_are_brought_back_are_decided_first(
+    cropped: Shape,
+    network: Shape,
+    transpose: Shape,
+    flip: set[int],
+    coordinates: str,
+    decision: str,
+    dtype: Any,
+    piece: int,
+    margin: int,
+) -> None:
+    resampling = {"order": 0, "order_z": 0, "coordinates": coordinates}
+    spec = Scores.model_validate({"bring_back": "labels", "resampling": resampling})
+    frame = replace(make_frame(cropped, network, transpose=transpose, margin=margin), flip=tuple(flip))
+    scores, values = (random_scores((4, *network), np.float32) - 0.5).astype(dtype), np.array([3, 5, 2, 9])
+    found = labels_from_scores(in_pieces(scores, piece), frame, spec, make_labels(*values.tolist(), decision=decision))
+
+    decided = values[scores.argmax(axis=0)]
+    if decision == "regions":
+        decided = np.zeros(network, int)
+        for score, value in zip(scores, values, strict=True):
+            decided[score > 0] = value
+    how: Any = {"mode": "nearest", "grid_mode": True} if coordinates == "centres" else {}
+    factors = [new / old for new, old in zip(cropped, network, strict=True)]
+    expected = np.zeros_like(found)
+    expected.transpose(transpose)[frame.slices] = np.flip(ndimage.zoom(decided, factors, order=0, **how), tuple(flip))
+    np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,53 @@ def test_an_axis_matrix_equals_scipy_zoom_on_the_half_pixel_grid(old: int, new: 
     np.testing.assert_allclose(axis_matrix(old, new, order) @ line, expected, rtol=0, atol=ROUNDING)
 
 
+@settings(deadline=None, max_examples=200)
+@given(old=SIZES, new=SIZES, order=st.sampled_from([0, 1, 3]), seed=st.integers(0, 99))
+def test_an_axis_matrix_at_the_corners_equals_scipys_own_zoom(old: int, new: int, order: int, seed: int) -> None:
+    line = random_volume((old,), seed)
+    expected = ndimage.zoom(line, new / old, order=order)
+    np.testing.assert_allclose(axis_matrix(old, new, order, "corners") @ line, expected, rtol=0, atol=ROUNDING)
+
+
+@pytest.mark.parametrize("order", [0, 1, 3])
+@pytest.mark.parametrize(
+    ("old", "new", "is_zero"), [(116, 224, True), (512, 224, True), (8, 26, True), (224, 512, False), (8, 20, False)]
+)
+def test_a_last_sample_that_rounding_puts_behind_the_axis_is_zero(
+    old: int, new: int, is_zero: bool, order: int
+) -> None:
+    # 116 to 224 and 512 to 224 were found so in scans that a published program resized.
+    line = np.arange(1.0, old + 1)
+    found = axis_matrix(old, new, order, "corners") @ line
+    assert (found[-1] == 0) == is_zero
+    np.testing.assert_allclose(found, ndimage.zoom(line, new / old, order=order), rtol=0, atol=ROUNDING)
+
+
+@pytest.mark.parametrize("order", [0, 1, 3])
+def test_outputs_that_are_always_zero_do_not_hold_up_the_stream(order: int) -> None:
+    axis_map = AxisMap(axis_matrix(116, 224, order, "corners"))
+    assert axis_map.used(223, 224).tolist() == [115]
+    assert axis_map.needed_from[120] > 30
+    volume, out = random_volume((116, 3, 4), 5), np.empty((224, 3, 4))
+    spec = Resampling.model_validate({"order": order, "order_z": order, "coordinates": "corners"})
+    # A budget of one byte makes slabs of a single plane.
+    resample_volume(volume, resampler((116, 3, 4), (224, 3, 4), ISOTROPIC, ISOTROPIC, spec), out, budget_bytes=1)
+    expected = ndimage.zoom(volume, (224 / 116, 1, 1), order=order)
+    np.testing.assert_allclose(out, expected, rtol=0, atol=ROUNDING)
+
+
+@settings(deadline=None, max_examples=40)
+@given(old=SHAPES, new=SHAPES, order=st.sampled_from([0, 1, 3]), seed=st.integers(0, 99))
+def test_a_3d_resize_at_the_corners_equals_scipys_zoom_and_is_not_clipped(
+    old: Shape3, new: Shape3, order: int, seed: int
+) -> None:
+    volume, out = random_volume(old, seed), np.empty(new)
+    spec = Resampling.model_validate({"order": order, "order_z": order, "coordinates": "corners"})
+    resample_volume(volume, resampler(old, new, ISOTROPIC, ISOTROPIC, spec), out, budget_bytes=1)
+    expected = ndimage.zoom(volume, [b / a for a, b in zip(old, new, strict=True)], order=order)
+    np.testing.assert_allclose(out, expected, rtol=0, atol=ROUNDING)
+
+
 def test_linear_doubling_weighs_neighbours_a_quarter_and_three_quarters() -> None:
     # A grid aligned at the corners would give thirds.
     expected = [[1.0, 0.0], [0.75, 0.25], [0.25, 0.75], [0.0, 1.0]]

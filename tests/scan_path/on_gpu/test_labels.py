@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -88,6 +89,20 @@ def test_labels_are_the_hosts_but_for_ties(
     assert (found.dtype, found.shape) == (expected.dtype, expected.shape)
     # Waves meet on few voxels; there the order of a sum may decide.
     assert np.count_nonzero(found != expected) <= 0.02 * found.size
+
+
+@pytest.mark.parametrize("order", [0, 1])
+def test_samples_behind_the_last_corner_are_the_hosts_too(order: int) -> None:
+    # Of eight voxels resized to 26 or 42, rounding puts the last sample behind the eighth.
+    frame = replace(frame_of((8, 8, 8), (26, 20, 42), (1, 2, 0)), flip=(0, 2))
+    spec = Scores.model_validate({"resampling": {"order": order, "order_z": order, "coordinates": "corners"}})
+    scores, labels = smooth((8, 8, 8)), Labels(classes=tuple(Label(name=f"{k}", value=7 - k) for k in range(4)))
+    found = labels_on_gpu(numpy_arrays(), planes(scores), frame, spec, labels)
+    expected = labels_from_scores(planes(scores), frame, spec, labels)
+    assert np.count_nonzero(found != expected) <= 0.001 * found.size
+    # Scores of 0 are a tie, which the lowest class wins.
+    assert (frame.box_of(found)[-1] == 7).all()
+    assert (frame.box_of(found)[:, :, -1] == 7).all()
 
 
 def test_scores_on_the_scans_own_grid_are_decided_as_they_are() -> None:
