@@ -33,6 +33,7 @@ class ExportRequest:
     convolutions: Convolutions
     validation: tuple[Path, ...]
     references: Path | None
+    measured: Path | None
     force: bool
     as_json: bool
 
@@ -131,6 +132,12 @@ def _own_parameters() -> list[click.Parameter]:
             "Voxels and geometry are kept, nothing else of the patient.",
         ),
         click.Option(["--references"], type=path, help="Label map of the validation scan, or folder."),
+        click.Option(
+            ["--measured"],
+            type=path,
+            help="What this network was measured to cost in faster ways to run it, from benchmarks/profiles.py; `infer "
+            "--profile` prints it.",
+        ),
         click.Option(["--force"], is_flag=True, help="Replace an existing bundle."),
         click.Option(["--json", "as_json"], is_flag=True, help="Print a summary for machines instead of people."),
     ]
@@ -144,6 +151,7 @@ def _export(
     convolutions: str,
     validation: tuple[Path, ...],
     references: Path | None,
+    measured: Path | None,
     force: bool,
     as_json: bool,
     **_: object,
@@ -170,6 +178,7 @@ def _export(
             convolutions=cast("Convolutions", convolutions),
             validation=validation,
             references=references,
+            measured=measured,
             force=force,
             as_json=as_json,
         )

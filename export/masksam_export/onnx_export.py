@@ -28,7 +28,7 @@ from masksam_deploy.base.errors import ExportError
 from masksam_deploy.base.text import plain_text
 from masksam_deploy.base.version import __version__
 from masksam_deploy.bundle.directory import Bundle, check_target, staging_directory, write_bundle
-from masksam_deploy.bundle.manifest import Graph, Manifest, Port, Provenance
+from masksam_deploy.bundle.manifest import Graph, Manifest, Measured, Port, Provenance
 from masksam_deploy.engines.gate import Case
 from masksam_deploy.runtimes.onnxruntime import runtime_version
 from masksam_export.families.base import Rewrite, Trained
@@ -75,6 +75,7 @@ def export_bundle(
     consume: bool = False,
     convolutions: Convolutions = DEFAULT_CONVOLUTIONS,
     validation: Sequence[Case] = (),
+    measured: Measured | None = None,
     progress: Progress = lambda _: None,
 ) -> Bundle:
     """Export a trained network as a bundle directory, verified against the network.
@@ -87,6 +88,7 @@ def export_bundle(
         convolutions: how the 3D convolutions appear: with fewer multiplications for the same function, or as the
             network has them; see `passes.convolutions`.
         validation: small scans that travel with the bundle, to judge engines by.
+        measured: what this network was measured to cost in faster ways to run it.
         progress: called with a line of text at each step.
 
     Raises:
@@ -109,6 +111,7 @@ def export_bundle(
             graphs=graphs,
             recipe=trained.recipe,
             labels=trained.labels,
+            measured=measured,
             provenance=_provenance(trained, figures, runtime),
             validation=cases,
             files={},

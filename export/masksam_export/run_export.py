@@ -16,6 +16,7 @@ from masksam_deploy.io.cases import find_scans
 from masksam_deploy.runtimes.base import SCORES
 from masksam_export.cli import ExportRequest
 from masksam_export.families.registry import load_trained
+from masksam_export.measured import read_measured
 from masksam_export.onnx_export import export_bundle
 
 
@@ -51,6 +52,7 @@ def run_export(request: ExportRequest) -> None:
             force=request.force,
             consume=True,
             convolutions=request.convolutions,
+            measured=read_measured(request.measured, trained.sha256) if request.measured else None,
             validation=_cases(request, len(trained.recipe.channels)),
             progress=step,
         )
