@@ -10,7 +10,7 @@ from click.core import ParameterSource
 
 from masksam_deploy.cli.help import Command, OptionGroup
 from masksam_deploy.cli.values import DEVICE, THREADS
-from masksam_export.cli import parse_axes
+from masksam_export.families.nnunet_options import parse_axes
 
 Triple = tuple[float, float, float]
 

@@ -16,7 +16,9 @@ Decorated = TypeVar("Decorated", bound="Callable[..., Any] | click.Command")
 _WITHOUT_HEADING = "Other options"
 
 
-class _GroupedOption(click.Option):
+class GroupedOption(click.Option):
+    """An option that stands under a heading of `--help`."""
+
     def __init__(self, *args: Any, heading: str, **attributes: Any) -> None:
         super().__init__(*args, **attributes)
         self.heading = heading
@@ -29,7 +31,7 @@ class OptionGroup:
         self._heading = heading
 
     def __call__(self, *names: str, **attributes: Any) -> Callable[[Decorated], Decorated]:
-        return click.option(*names, cls=_GroupedOption, heading=self._heading, **attributes)
+        return click.option(*names, cls=GroupedOption, heading=self._heading, **attributes)
 
 
 class _WithExamples(click.Command):
@@ -58,8 +60,8 @@ class Command(_WithExamples):
         sections: dict[str | None, list[tuple[str, str]]] = {}
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx) if isinstance(parameter, click.Option) else None
-            if record is not None:
-                sections.setdefault(getattr(parameter, "heading", None), []).append(record)
+            if record is not None and isinstance(parameter, click.Option):
+                sections.setdefault(self.heading_of(parameter), []).append(record)
         rest = sections.pop(None, [])
         for heading, records in sections.items():
             with formatter.section(str(heading)):
@@ -67,6 +69,10 @@ class Command(_WithExamples):
         if rest:
             with formatter.section(_WITHOUT_HEADING if sections else "Options"):
                 formatter.write_dl(rest)
+
+    def heading_of(self, option: click.Option) -> str | None:
+        """Under which heading an option stands; None for the end of the list."""
+        return getattr(option, "heading", None)
 
 
 class Group(_WithExamples, click.Group):
