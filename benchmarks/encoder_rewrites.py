@@ -42,9 +42,9 @@ from benchmarks.parts import compare, random_values
 from masksam_deploy.bench.machine import provenance
 from masksam_deploy.bundle.manifest import Port
 from masksam_export.families.masksam.config import ModelConfig
-from masksam_export.families.masksam.graphs import GraphPart
 from masksam_export.families.masksam.model.image_encoder import ADAPTER_SCALE, Block, merge_windows, windows_per_side
 from masksam_export.families.masksam.official import ACDC, AMOS, SYNAPSE
+from masksam_export.families.parts import GraphPart
 
 RESULTS = Path(__file__).parent / "results"
 NETWORKS = {"ViT-B 1024 (ACDC)": ACDC, "ViT-H 512 (AMOS)": AMOS, "ViT-H 256 (Synapse)": SYNAPSE}

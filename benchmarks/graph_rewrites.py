@@ -29,11 +29,11 @@ from masksam_deploy.base.atomic import atomic_path
 from masksam_deploy.bench.machine import provenance
 from masksam_deploy.bundle.manifest import Port
 from masksam_export.families.masksam.config import ModelConfig
-from masksam_export.families.masksam.graphs import GraphPart
 from masksam_export.families.masksam.model import MaskSAM
 from masksam_export.families.masksam.model.blocks import linear_matrix, resize_plane
 from masksam_export.families.masksam.model.image_tokens import DecodedImage
 from masksam_export.families.masksam.official import ACDC, AMOS, SYNAPSE
+from masksam_export.families.parts import GraphPart
 
 RESULTS = Path(__file__).parent / "results"
 NETWORKS = {"ViT-B 1024 (ACDC)": ACDC, "ViT-H 512 (AMOS)": AMOS, "ViT-H 256 (Synapse)": SYNAPSE}

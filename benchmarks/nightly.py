@@ -51,6 +51,8 @@ from masksam_deploy.runtimes.spec import EngineSpec, label
 from masksam_export.baseline import torch_chain
 from masksam_export.families.masksam.checkpoint import TrainedMaskSAM, load_checkpoint
 from masksam_export.families.masksam.config import ModelConfig
+from masksam_export.families.masksam.exportable import exportable
+from masksam_export.families.masksam.graphs import image_port, semseg_port
 from masksam_export.families.masksam.model import MaskSAM
 from masksam_export.families.masksam.official import ACDC, AMOS, SYNAPSE
 from masksam_export.onnx_export import export_bundle
@@ -199,7 +201,8 @@ def measure(
         contenders = valid_contenders(bundle, threads=settings.threads)
         if baseline:
             # Already loaded here, so a fresh process would not find it: no cold start of PyTorch.
-            opened = partial(torch_chain, trained.model, threads=settings.threads)
+            ends = (image_port(trained.config), semseg_port(trained.config))
+            opened = partial(torch_chain, trained.model, ends, threads=settings.threads)
             contenders.append(Contender("pytorch eager", "fp32", "cpu", opened))
         settle(most_wait_s)
         return run_bench(bundle, contenders, scan, settings, tell)
@@ -213,7 +216,7 @@ def exported(name: str, work: Path, trained: TrainedMaskSAM, standard: Standard,
         if bundle.manifest.provenance.source_sha256 == trained.sha256:
             return bundle
     work.mkdir(parents=True, exist_ok=True)
-    return export_bundle(trained, path, force=True, validation=standard.validation, progress=tell)
+    return export_bundle(exportable(trained), path, force=True, validation=standard.validation, progress=tell)
 
 
 def add_int8(bundle: Bundle, scan: BenchScan, threads: int | None) -> None:

@@ -15,7 +15,9 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from masksam_deploy.runtimes.onnxruntime import SessionSettings, import_runtime, session_options, thread_count
-from masksam_export.families.masksam.graphs import GraphPart, traceable
+from masksam_export.families.masksam.adapter_nodes import adapter_rewrites
+from masksam_export.families.masksam.graphs import traceable
+from masksam_export.families.parts import GraphPart
 from masksam_export.onnx_export import export_part
 from masksam_export.passes.convolutions import Convolutions
 
@@ -36,7 +38,8 @@ def compare(
     with tempfile.TemporaryDirectory() as folder:
         for name, part in parts.items():
             with traceable(part):
-                export_part(part, Path(folder), convolutions=(convolutions or {}).get(name, "direct"))
+                form = (convolutions or {}).get(name, "direct")
+                export_part(part, Path(folder), rewrites=adapter_rewrites(), convolutions=form)
             sessions[name], operators[name] = session(Path(folder) / f"{part.name}.onnx", timing["threads"])
     errors = held(sessions, feeds, expected, TOLERANCE)
     times = timed(sessions, feeds, timing["repeats"])

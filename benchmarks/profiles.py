@@ -119,10 +119,11 @@ def main() -> None:
 def exported(folder: Path) -> Bundle:
     """The repository's model as a bundle that carries its validation scan."""
     from masksam_export.families.masksam.checkpoint import load_checkpoint
+    from masksam_export.families.masksam.exportable import exportable
     from masksam_export.onnx_export import export_bundle
 
     case = Case(ScanFiles("SCD0000501", (SAMPLE / "scan",)), SAMPLE / "reference.nii.gz")
-    return export_bundle(load_checkpoint(CHECKPOINT), folder / "lv.masksam", validation=[case])
+    return export_bundle(exportable(load_checkpoint(CHECKPOINT)), folder / "lv.masksam", validation=[case])
 
 
 def build_engines(bundle: Bundle, calibration: Sequence[ScanFiles]) -> dict[str, Any]:

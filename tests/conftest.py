@@ -87,9 +87,10 @@ def cardiac_bundle(cardiac_case: Path, shared_files: SharedFiles, tmp_path_facto
 
     def export(target: Path) -> None:
         from masksam_export.families.masksam.checkpoint import load_checkpoint
+        from masksam_export.families.masksam.exportable import exportable
         from masksam_export.onnx_export import export_bundle
 
-        export_bundle(load_checkpoint(cardiac_case / "checkpoint_final.pth"), target)
+        export_bundle(exportable(load_checkpoint(cardiac_case / "checkpoint_final.pth")), target)
 
     return shared_files.copy("cardiac", export, tmp_path_factory.mktemp("bundle") / "cardiac.masksam")
 

@@ -1,7 +1,8 @@
 """The network in PyTorch, behind the same protocol as the runtimes: what benchmarks compare with.
 
-It is this package's network, which already leaves out the multiplications that exact rewrites of the encoder and the
-decoder save; the authors' own form is slower (`benchmarks/encoder_rewrites.py`). It runs in float32 ("eager"), with
+It is the network that the family's graphs are traced from. MaskSAM's already leaves out the multiplications that exact
+rewrites of the encoder and the decoder save; the authors' own form is slower (`benchmarks/encoder_rewrites.py`). It
+runs in float32 ("eager"), with
 automatic mixed precision on a GPU ("amp"), or compiled ("compile"). The runtime finds `open_baseline` through an entry
 point.
 """
@@ -15,28 +16,40 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from masksam_deploy.base.errors import BackendError, CheckpointError
 from masksam_deploy.base.text import one_line, shown
 from masksam_deploy.base.threads import usable_cores
 from masksam_deploy.bench.contenders import BaselineMode
 from masksam_deploy.bundle.directory import Bundle, file_digest
-from masksam_deploy.bundle.manifest import Graph
+from masksam_deploy.bundle.manifest import Graph, Port
 from masksam_deploy.runtimes import Device, GraphChain
-from masksam_deploy.runtimes.base import Tensors
-from masksam_export.families.masksam.checkpoint import load_checkpoint
-from masksam_export.families.masksam.graphs import image_port, semseg_port
-from masksam_export.families.masksam.model import MaskSAM
+from masksam_deploy.runtimes.base import IMAGE, SCORES, Tensors
+from masksam_export.families.registry import Families, installed_families, load_trained
 
 NETWORK = "network"
 """The name of the only stage."""
 
 
 def open_baseline(
-    checkpoint: Path, bundle: Bundle, mode: BaselineMode, *, device: Device = "cpu", threads: int | None = None
+    checkpoint: Path,
+    bundle: Bundle,
+    mode: BaselineMode,
+    *,
+    device: Device = "cpu",
+    threads: int | None = None,
+    families: Families = installed_families,
 ) -> GraphChain:
     """Load the checkpoint that a bundle was exported from.
+
+    Args:
+        checkpoint: that file.
+        bundle: whose window and classes the network has.
+        mode: how the network runs; see the module.
+        device: where it runs.
+        threads: see `torch_chain`.
+        families: gives the families of networks to choose from.
 
     Raises:
         CheckpointError: it cannot be read, or the bundle was exported from another one.
@@ -49,7 +62,8 @@ def open_baseline(
             f"{shown(checkpoint)}: found SHA-256 {found[:12]}…, expected {expected[:12]}… from which the bundle was "
             f"exported ({one_line(bundle.manifest.provenance.source_name)}); name that checkpoint"
         )
-    return torch_chain(load_checkpoint(checkpoint).model, mode, device=device, threads=threads)
+    module = load_trained(checkpoint, families=families).module
+    return torch_chain(module, _ends(bundle), mode, device=device, threads=threads)
 
 
 def _digest(checkpoint: Path) -> str | None:
@@ -63,24 +77,43 @@ def _digest(checkpoint: Path) -> str | None:
         ) from error
 
 
+def _ends(bundle: Bundle) -> tuple[Port, Port]:
+    """What goes into a bundle's chain, and what comes out."""
+    graphs = bundle.manifest.graphs
+    inputs = {port.name: port for graph in graphs for port in graph.inputs}
+    outputs = {port.name: port for graph in graphs for port in graph.outputs}
+    return inputs[IMAGE], outputs[SCORES]
+
+
 def torch_chain(
-    model: MaskSAM, mode: BaselineMode = "eager", *, device: Device = "cpu", threads: int | None = None
+    module: nn.Module,
+    ends: tuple[Port, Port],
+    mode: BaselineMode = "eager",
+    *,
+    device: Device = "cpu",
+    threads: int | None = None,
 ) -> GraphChain:
-    """A network as a chain of one stage. `threads` are PyTorch's, for the whole process; by default
-    all cores that it may use.
+    """A network as a chain of one stage.
+
+    Args:
+        module: the network, `image` to `semseg`.
+        ends: the ports of both.
+        mode: how the network runs; see the module.
+        device: where it runs.
+        threads: of PyTorch, for the whole process; by default all cores that it may use.
 
     Raises:
         BackendError: the device or mode is not available.
     """
-    session = TorchSession(model, mode, device, threads)
-    graph = Graph(name=NETWORK, file="none", inputs=(image_port(model.config),), outputs=(semseg_port(model.config),))
+    session = TorchSession(module, mode, device, threads)
+    graph = Graph(name=NETWORK, file="none", inputs=ends[:1], outputs=ends[1:])
     return GraphChain([(graph, session)], {NETWORK: "fp16" if mode == "amp" else "fp32"})
 
 
 class TorchSession:
     """See `Session`. A window goes to the device and back within `run`. AMP has not run on a GPU yet."""
 
-    def __init__(self, model: MaskSAM, mode: BaselineMode, device: Device, threads: int | None) -> None:
+    def __init__(self, model: nn.Module, mode: BaselineMode, device: Device, threads: int | None) -> None:
         if device == "cuda" and not torch.cuda.is_available():
             raise BackendError(
                 f"device 'cuda' was asked for, but PyTorch {torch.__version__} finds no GPU; install a build for it, "
@@ -105,8 +138,8 @@ class TorchSession:
             raise BackendError("the network is closed; open it again")
         try:
             with torch.inference_mode(), self._precision():
-                scores = self._model(torch.from_numpy(feeds["image"]).to(self._device))
-                return {"semseg": scores.float().cpu().numpy()}
+                scores = self._model(torch.from_numpy(feeds[IMAGE]).to(self._device))
+                return {SCORES: scores.float().cpu().numpy()}
         except RuntimeError as error:
             raise BackendError(f"the network failed in PyTorch: {one_line(str(error), 300)}") from error
 

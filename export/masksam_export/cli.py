@@ -2,103 +2,206 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import click
+from click.core import ParameterSource
+
+from masksam_deploy.base.errors import ExportError
+from masksam_deploy.cli.help import Command, GroupedOption
+from masksam_export.families.registry import Families, installed_families
 
 if TYPE_CHECKING:
-    from masksam_export.families.masksam.adapter_nodes import Adapters
     from masksam_export.passes.convolutions import Convolutions
 
+_OUTPUT, _NETWORK, _FILES = "Output", "Network and graphs", "Files in the bundle"
+EXAMPLES = {
+    "Export a checkpoint of nnU-Net's trainers": "masksam-deploy export checkpoint_final.pth -o lv.masksam",
+    "Export a plain state dict, with scans for judging engines": "masksam-deploy export weights.pth -o lv.masksam \\\n"
+    "    --plans plans.json --dataset dataset.json --validation imagesVal/",
+}
 
-@click.command()
-@click.argument("checkpoint", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Bundle directory [NAME.masksam].")
-@click.option("--plans", type=click.Path(path_type=Path), help="nnU-Net plans, for a plain state dict.")
-@click.option("--dataset", type=click.Path(path_type=Path), help="dataset.json, for a plain state dict.")
-@click.option("--configuration", help="Configuration of the plans [the checkpoint's own, else 3d_fullres].")
-@click.option("--mirror-axes", help="Allowed mirror axes, e.g. 0,1,2 or none [the checkpoint's own].")
-@click.option(
-    "--adapters",
-    type=click.Choice(["planes", "stacked", "volume", "node"]),
-    default="planes",
-    show_default=True,
-    help="The depth-convolution adapters in the graphs: standard operators in one of three formulations, or one node "
-    "each with a body in standard operators, which a TensorRT plugin may replace.",
-)
-@click.option(
-    "--convolutions",
-    type=click.Choice(["saving", "direct"]),
-    default="saving",
-    show_default=True,
-    help="The 3D convolutions in the graphs: with fewer multiplications for the same function (for CPUs), or as the "
-    "network has them (for GPUs, whose libraries save in their own ways).",
-)
-@click.option(
-    "--validation",
-    type=click.Path(path_type=Path),
-    multiple=True,
-    help="Small scan, or folder of scans, that travels with the bundle for judging engines; repeat for more. Voxels "
-    "and geometry are kept, nothing else of the patient.",
-)
-@click.option("--references", type=click.Path(path_type=Path), help="Label map of the validation scan, or folder.")
-@click.option(
-    "--kernels",
-    type=click.Path(path_type=Path),
-    help="Kernel pack for the bundle to carry, from masksam-kernels build; with --adapters node.",
-)
-@click.option("--force", is_flag=True, help="Replace an existing bundle.")
-@click.option("--json", "as_json", is_flag=True, help="Print a summary for machines instead of people.")
-def export(
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """What was asked of the export command; see its options.
+
+    Attributes:
+        families: gives the families to choose from.
+        options: that were typed for the checkpoint's family, by parameter name.
+    """
+
+    checkpoint: Path
+    target: Path
+    family: str | None
+    families: Families
+    options: dict[str, object]
+    convolutions: Convolutions
+    validation: tuple[Path, ...]
+    references: Path | None
+    measured: Path | None
+    force: bool
+    as_json: bool
+
+
+class ExportCommand(Command):
+    """A command with options of its own and those of all families, which are looked up when they are needed."""
+
+    def __init__(self, families: Families, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.families = families
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """The command's own parameters, then each family's."""
+        return [*super().get_params(ctx), *self._family_options()]
+
+    def heading_of(self, option: click.Option) -> str | None:
+        """See `Command`; a family's options stand under its name."""
+        names = self._owners().get(str(option.name))
+        return f"Options of {', '.join(names)}" if names else super().heading_of(option)
+
+    def typed_options(self, ctx: click.Context) -> dict[str, object]:
+        """The values of families' options that were given, by parameter name."""
+        return {
+            name: ctx.params[name]
+            for name in self._owners()
+            if ctx.get_parameter_source(name) not in (None, ParameterSource.DEFAULT)
+        }
+
+    def _owners(self) -> dict[str, list[str]]:
+        """Names of the families that have an option, by its parameter name."""
+        owners: dict[str, list[str]] = {}
+        for family in self.families():
+            for option in family.options():
+                owners.setdefault(str(option.name), []).append(family.name)
+        return owners
+
+    def _family_options(self) -> list[click.Option]:
+        own = {parameter.name: parameter for parameter in self.params}
+        found: dict[str, click.Option] = {}
+        for family in self.families():
+            for option in family.options():
+                name = str(option.name)
+                other = own.get(name) or found.get(name)
+                if other is not None and (name in own or other.to_info_dict() != option.to_info_dict()):
+                    raise ExportError(
+                        f"family '{family.name}': found option {option.opts[0]}, which the command or another family "
+                        "has with another meaning, expected another name; uninstall the package of one of them"
+                    )
+                found[name] = option
+        return list(found.values())
+
+
+def export_command(families: Families) -> click.Command:
+    """The command with the options of these families.
+
+    Args:
+        families: gives them, whenever they are needed.
+    """
+    return ExportCommand(
+        families,
+        name="export",
+        callback=click.pass_context(_export),
+        params=_own_parameters(),
+        help=_export.__doc__,
+        short_help="Turn a trained checkpoint into a verified bundle of ONNX graphs.",
+        examples=EXAMPLES,
+    )
+
+
+def _own_parameters() -> list[click.Parameter]:
+    path = click.Path(path_type=Path)
+    return [
+        click.Argument(["checkpoint"], type=path),
+        GroupedOption(
+            ["-o", "--output"],
+            heading=_OUTPUT,
+            type=path,
+            help="Bundle directory to write. Default: NAME.masksam, after the checkpoint.",
+        ),
+        GroupedOption(["--force"], heading=_OUTPUT, is_flag=True, help="Replace an existing bundle."),
+        GroupedOption(["--json", "as_json"], heading=_OUTPUT, is_flag=True, help="Print the summary as JSON."),
+        GroupedOption(
+            ["--family"],
+            heading=_NETWORK,
+            metavar="NAME",
+            help="Family of the network. Default: the family that recognises the weights.",
+        ),
+        GroupedOption(
+            ["--convolutions"],
+            heading=_NETWORK,
+            type=click.Choice(["saving", "direct"]),
+            default="saving",
+            show_default=True,
+            help="Form of the 3D convolutions: saving computes the same function with fewer multiplications (for "
+            "CPUs), direct keeps them as in the network (for GPUs, whose libraries optimise them).",
+        ),
+        GroupedOption(
+            ["--validation"],
+            heading=_FILES,
+            type=path,
+            multiple=True,
+            help="Small scan, or folder of scans, to put into the bundle for judging engines. Repeat for more. Only "
+            "voxels and geometry are copied, nothing else about the patient.",
+        ),
+        GroupedOption(
+            ["--references"],
+            heading=_FILES,
+            type=path,
+            help="Label map of the one validation scan, or folder of NAME.nii.gz.",
+        ),
+        GroupedOption(
+            ["--measured"],
+            heading=_FILES,
+            type=path,
+            help="JSON file that benchmarks/profiles.py wrote: what this network was measured to cost in faster ways "
+            "to run it. 'infer --profile' prints it.",
+        ),
+    ]
+
+
+def _export(
+    context: click.Context,
     checkpoint: Path,
     output: Path | None,
-    plans: Path | None,
-    dataset: Path | None,
-    configuration: str | None,
-    mirror_axes: str | None,
-    adapters: str,
+    family: str | None,
     convolutions: str,
     validation: tuple[Path, ...],
     references: Path | None,
-    kernels: Path | None,
+    measured: Path | None,
     force: bool,
     as_json: bool,
+    **_: object,
 ) -> None:
-    """Turn a MaskSAM CHECKPOINT into a verified bundle of three ONNX graphs.
+    """Turn a trained CHECKPOINT into a verified bundle of ONNX graphs.
 
-    CHECKPOINT is an nnU-Net checkpoint_final.pth, or a plain state dict with --plans and --dataset. Nothing in
-    it is executed. The graphs are compared with the network; a bundle that disagrees is not written.
+    CHECKPOINT is a trainer's file, such as nnU-Net's checkpoint_final.pth, or a plain state dict with the files
+    that its family asks for. Nothing in the file is executed. The graphs are compared with the network. If they
+    disagree, no bundle is written.
     """
     from masksam_deploy.base.optional import require_packages
 
     require_packages("torch", "onnx", "onnxscript", "onnxruntime", extra="cpu,export", purpose="export")
     from masksam_export.run_export import run_export
 
+    command = cast("ExportCommand", context.command)
     run_export(
-        checkpoint,
-        output or Path(checkpoint.stem + ".masksam"),
-        plans=plans,
-        dataset=dataset,
-        configuration=configuration,
-        mirror_axes=parse_axes(mirror_axes),
-        adapters=cast("Adapters", adapters),
-        convolutions=cast("Convolutions", convolutions),
-        validation=validation,
-        references=references,
-        kernels=kernels,
-        force=force,
-        as_json=as_json,
+        ExportRequest(
+            checkpoint,
+            output or Path(checkpoint.stem + ".masksam"),
+            family=family,
+            families=command.families,
+            options=command.typed_options(context),
+            convolutions=cast("Convolutions", convolutions),
+            validation=validation,
+            references=references,
+            measured=measured,
+            force=force,
+            as_json=as_json,
+        )
     )
 
 
-def parse_axes(text: str | None) -> tuple[int, ...] | None:
-    """'0,1,2' -> (0, 1, 2); 'none' -> (); nothing -> None."""
-    if text is None:
-        return None
-    if text.strip().lower() in ("none", ""):
-        return ()
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError as error:
-        raise click.BadParameter(f"'{text}' is not like 0,1,2 or none", param_hint="--mirror-axes") from error
+export = export_command(installed_families)

@@ -1,4 +1,4 @@
-"""A trained network to a bundle: trace the three parts, check the files, compare them with the network, write."""
+"""A trained network to a bundle: trace its parts, check the files, compare them with the network, write."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import gc
 import logging
 import platform
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -23,23 +22,20 @@ from onnx_ir.passes.common import (
     LiftConstantsToInitializersPass,
 )
 from onnxscript.optimizer import fold_constants, remove_unused_nodes
+from pydantic import JsonValue
 
 from masksam_deploy.base.errors import ExportError
+from masksam_deploy.base.text import plain_text
 from masksam_deploy.base.version import __version__
 from masksam_deploy.bundle.directory import Bundle, check_target, staging_directory, write_bundle
-from masksam_deploy.bundle.manifest import Graph, Manifest, Port, Provenance
-from masksam_deploy.bundle.nnunet import recipe_of
-from masksam_deploy.bundle.rules import KERNELS_DIRECTORY
+from masksam_deploy.bundle.manifest import Graph, Manifest, Measured, Port, Provenance
 from masksam_deploy.engines.gate import Case
 from masksam_deploy.runtimes.onnxruntime import runtime_version
-from masksam_export.families.masksam.adapter_nodes import DEFAULT_FORMULATION, Adapters, settle_adapters
-from masksam_export.families.masksam.bundled_kernels import copy_pack, fitting_pack
-from masksam_export.families.masksam.checkpoint import TrainedMaskSAM, release
-from masksam_export.families.masksam.graphs import GraphPart, graph_parts
-from masksam_export.families.masksam.model import MaskSAM
+from masksam_export.families.base import Rewrite, Trained
+from masksam_export.families.parts import GraphPart, release
 from masksam_export.passes.convolutions import DEFAULT_CONVOLUTIONS, Convolutions, settle_convolutions
 from masksam_export.validation_scans import add_validation
-from masksam_export.verify import BATCH_CHECK_LIMIT, example_inputs, reference_outputs, verify_chain
+from masksam_export.verify import BATCH_CHECK_LIMIT, verify_chain
 
 OPSET = 20
 UNLIMITED = 2**60
@@ -72,102 +68,124 @@ Progress = Callable[[str], None]
 
 
 def export_bundle(
-    trained: TrainedMaskSAM,
+    trained: Trained,
     target: str | Path,
     *,
     force: bool = False,
     consume: bool = False,
-    adapters: Adapters = DEFAULT_FORMULATION,
     convolutions: Convolutions = DEFAULT_CONVOLUTIONS,
     validation: Sequence[Case] = (),
-    kernels: Path | None = None,
+    measured: Measured | None = None,
     progress: Progress = lambda _: None,
 ) -> Bundle:
     """Export a trained network as a bundle directory, verified against the network.
 
     Args:
-        trained: from `load_checkpoint`.
+        trained: from a family of networks.
         target: the bundle's directory, by custom `NAME.masksam`.
         force: whether an existing bundle may be replaced.
-        consume: free the network's weights as soon as they are not needed; `trained.model` is unusable afterwards.
-        adapters: how the depth-convolution adapters appear: in standard operators, in one of three formulations, or as
-            one node each with a body; see `passes.adapter_nodes`.
+        consume: free the network's weights as soon as they are not needed; `trained.module` is unusable afterwards.
         convolutions: how the 3D convolutions appear: with fewer multiplications for the same function, or as the
             network has them; see `passes.convolutions`.
         validation: small scans that travel with the bundle, to judge engines by.
-        kernels: a kernel pack for the bundle to carry, for engines that run the adapters' nodes as kernels.
+        measured: what this network was measured to cost in faster ways to run it.
         progress: called with a line of text at each step.
 
     Raises:
         ParityError: the graphs disagree with the network; nothing is written.
-        ExportError: tracing produced a graph that is invalid or not what was asked for, or the kernels do not fit.
+        ExportError: tracing produced a graph that is invalid or not what was asked for, or extra files do not fit.
         OutputError: the target exists or cannot be written.
     """
     directory = Path(target)
     check_target(directory, force=force)
     runtime = runtime_version()  # needed to verify: better missing now than after the work
-    config, references = trained.config, {}
-    pack = None if kernels is None else fitting_pack(kernels, config, adapters)
     with staging_directory(directory) as staging:
-        cases = add_validation(staging, list(validation), trained.labels, config.in_channels)
-        for name, image in example_inputs(config).items():
-            progress(f"running the network on the {name} input")
-            references[name] = reference_outputs(trained.model, image)
-        graphs = export_graphs(trained.model, staging, adapters=adapters, convolutions=convolutions, progress=progress)
-        batched = sum(parameter.numel() for parameter in trained.model.parameters()) <= BATCH_CHECK_LIMIT
-        if consume:  # a ViT-H in torch beside the same in ONNX Runtime would take another 3 GB
-            release(trained.model)
-        decision = trained.labels.decision
-        figures = verify_chain(staging, graphs, references, decision, batched=batched, progress=progress)
-        if pack is not None:
-            copy_pack(pack, staging / KERNELS_DIRECTORY)
+        cases = add_validation(staging, list(validation), trained.labels, len(trained.recipe.channels))
+        graphs, figures = _verified_graphs(trained, staging, convolutions, consume, progress)
+        trained.extra_files(staging)
         progress("hashing and writing the bundle")
         manifest = Manifest(
-            name=_printable(directory.name.removesuffix(".masksam")),
-            family="masksam",
-            network=_plain(asdict(config)),
+            name=plain_text(directory.name.removesuffix(".masksam")),
+            family=trained.family,
+            network=trained.network,
             graphs=graphs,
-            recipe=recipe_of(trained.preprocessing, mirror_axes=trained.mirror_axes),
+            recipe=trained.recipe,
             labels=trained.labels,
-            provenance=Provenance(
-                source_name=_printable(trained.source.name),
-                source_sha256=trained.sha256,
-                created_utc=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-                tools={
-                    "masksam-deploy": __version__,
-                    "torch": torch.__version__,
-                    "onnx": onnx.__version__,
-                    "onnxscript": onnxscript.__version__,
-                    "onnxruntime": runtime,
-                    "python": platform.python_version(),
-                },
-                parity=figures,
-            ),
+            measured=measured,
+            provenance=_provenance(trained, figures, runtime),
             validation=cases,
             files={},
         )
         return write_bundle(staging, manifest, directory, force=force)
 
 
+def _verified_graphs(
+    trained: Trained, staging: Path, convolutions: Convolutions, consume: bool, progress: Progress
+) -> tuple[tuple[Graph, ...], dict[str, JsonValue]]:
+    """The graphs, and the figures of their agreement with the network."""
+    references = {}
+    for name, image in trained.examples().items():
+        progress(f"running the network on the {name} input")
+        references[name] = trained.reference(image)
+    with trained.parts() as parts:
+        graphs = export_graphs(parts, staging, rewrites=trained.rewrites, convolutions=convolutions, progress=progress)
+    batched = sum(parameter.numel() for parameter in trained.module.parameters()) <= BATCH_CHECK_LIMIT
+    if consume:  # a ViT-H in torch beside the same in ONNX Runtime would take another 3 GB
+        release(trained.module)
+    figures = verify_chain(
+        staging,
+        graphs,
+        references,
+        trained.labels.decision,
+        batched=batched,
+        tolerances=trained.tolerances,
+        progress=progress,
+    )
+    return graphs, figures
+
+
+def _provenance(trained: Trained, figures: dict[str, JsonValue], runtime: str) -> Provenance:
+    return Provenance(
+        source_name=plain_text(trained.source.name),
+        source_sha256=trained.sha256,
+        created_utc=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        tools={
+            "masksam-deploy": __version__,
+            "torch": torch.__version__,
+            "onnx": onnx.__version__,
+            "onnxscript": onnxscript.__version__,
+            "onnxruntime": runtime,
+            "python": platform.python_version(),
+        },
+        parity=figures,
+    )
+
+
 def export_graphs(
-    model: MaskSAM,
+    parts: Iterable[GraphPart],
     directory: Path,
     *,
-    adapters: Adapters = DEFAULT_FORMULATION,
+    rewrites: Sequence[Rewrite] = (),
     convolutions: Convolutions = DEFAULT_CONVOLUTIONS,
     progress: Progress = lambda _: None,
 ) -> tuple[Graph, ...]:
-    """Trace the three parts into `directory` as checked ONNX files.
+    """Trace parts into `directory` as checked ONNX files.
+
+    Args:
+        parts: in the order in which they chain.
+        directory: where `NAME.onnx` of each part is written.
+        rewrites: applied to each traced graph before constants are folded.
+        convolutions: how the 3D convolutions appear.
+        progress: called with a line of text at each step.
 
     Raises:
         ExportError: a graph is invalid, has other ports than declared, or holds a forbidden operator.
     """
     graphs = []
-    with graph_parts(model) as parts:
-        for part in parts:
-            progress(f"tracing {part.name}")
-            graphs.append(export_part(part, directory, adapters=adapters, convolutions=convolutions))
-            gc.collect()
+    for part in parts:
+        progress(f"tracing {part.name}")
+        graphs.append(export_part(part, directory, rewrites=rewrites, convolutions=convolutions))
+        gc.collect()
     return tuple(graphs)
 
 
@@ -175,21 +193,21 @@ def export_part(
     part: GraphPart,
     directory: Path,
     *,
-    adapters: Adapters = DEFAULT_FORMULATION,
+    rewrites: Sequence[Rewrite] = (),
     convolutions: Convolutions = DEFAULT_CONVOLUTIONS,
 ) -> Graph:
-    """Trace one part into `directory` as a checked ONNX file.
+    """Trace one part into `directory` as a checked ONNX file; see `export_graphs`.
 
     Raises:
         ExportError: the graph is invalid, has other ports than declared, or holds a forbidden operator.
     """
     path = directory / f"{part.name}.onnx"
-    _trace(part, path, adapters, convolutions)
+    _trace(part, path, rewrites, convolutions)
     check_graph(path, part.inputs, part.outputs)
     return Graph(name=part.name, file=path.name, inputs=part.inputs, outputs=part.outputs)
 
 
-def _trace(part: GraphPart, path: Path, adapters: Adapters, convolutions: Convolutions) -> None:
+def _trace(part: GraphPart, path: Path, rewrites: Sequence[Rewrite], convolutions: Convolutions) -> None:
     # Two windows: with one, tracing would take the batch for a constant.
     examples = tuple(torch.zeros(2, *(int(size) for size in port.shape[1:])) for port in part.inputs)
     batch = torch.export.Dim("B", min=1)
@@ -209,7 +227,8 @@ def _trace(part: GraphPart, path: Path, adapters: Adapters, convolutions: Convol
         )
     if program is None:
         raise ExportError(f"torch.onnx traced no graph for '{part.name}'")
-    settle_adapters(program.model, adapters)
+    for rewrite in rewrites:
+        rewrite(program.model)
     fold_constants(program.model, input_size_limit=UNLIMITED, output_size_limit=UNLIMITED)
     settle_convolutions(program.model, convolutions)
     _tidy(program.model)
@@ -266,15 +285,3 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
-
-
-def _printable(name: str) -> str:
-    """A file name as JSON can hold it: names that are no UTF-8 are escaped."""
-    return name.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-def _plain(value: Any) -> Any:
-    """Tuples to lists, all the way down, as JSON will have them."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
-from pathlib import Path
 
 import click
 from rich.console import Console
@@ -13,32 +11,22 @@ from rich.console import Console
 from masksam_deploy.base.text import one_line, printable
 from masksam_deploy.bundle.directory import Bundle
 from masksam_deploy.cli.warn import warn
-from masksam_deploy.engines.gate import with_references
+from masksam_deploy.engines.gate import Case, with_references
 from masksam_deploy.io.cases import find_scans
-from masksam_export.families.masksam.adapter_nodes import Adapters
-from masksam_export.families.masksam.checkpoint import load_checkpoint
+from masksam_deploy.runtimes.base import SCORES
+from masksam_export.cli import ExportRequest
+from masksam_export.families.registry import load_trained
+from masksam_export.measured import read_measured
 from masksam_export.onnx_export import export_bundle
-from masksam_export.passes.convolutions import Convolutions
 
 
-def run_export(
-    checkpoint: Path,
-    target: Path,
-    *,
-    plans: Path | None,
-    dataset: Path | None,
-    configuration: str | None,
-    mirror_axes: tuple[int, ...] | None,
-    adapters: Adapters,
-    convolutions: Convolutions,
-    validation: Sequence[Path],
-    references: Path | None,
-    kernels: Path | None,
-    force: bool,
-    as_json: bool,
-) -> None:
-    """Export and report; see the command's options."""
-    if references and not validation:
+def run_export(request: ExportRequest) -> None:
+    """Export and report; see the command's options.
+
+    Raises:
+        MaskSamError: what was asked for cannot be exported.
+    """
+    if request.references and not request.validation:
         raise click.UsageError("--references belong to scans: name these with --validation")
     started = time.perf_counter()
     console = Console(stderr=True, highlight=False, markup=False)
@@ -49,33 +37,36 @@ def run_export(
             if not console.is_terminal:
                 console.print(f"  {text}")
 
-        trained = load_checkpoint(
-            checkpoint,
-            plans=plans,
-            dataset=dataset,
-            configuration=configuration,
-            mirror_axes=mirror_axes,
+        trained = load_trained(
+            request.checkpoint,
+            family=request.family,
+            options=request.options,
+            families=request.families,
             owned=True,
         )
         for note in trained.notes:
             console.print(one_line(note, limit=2000), soft_wrap=True)
-        scans = find_scans(validation, trained.config.in_channels, tell=warn) if validation else []
         bundle = export_bundle(
             trained,
-            target,
-            force=force,
+            request.target,
+            force=request.force,
             consume=True,
-            adapters=adapters,
-            convolutions=convolutions,
-            kernels=kernels,
-            validation=with_references(scans, references),
+            convolutions=request.convolutions,
+            measured=read_measured(request.measured, trained.sha256) if request.measured else None,
+            validation=_cases(request, len(trained.recipe.channels)),
             progress=step,
         )
     seconds = time.perf_counter() - started
-    if as_json:
+    if request.as_json:
         click.echo(json.dumps(_summary(bundle, trained.notes, seconds), indent=2))
         return
     _tell(bundle, seconds)
+
+
+def _cases(request: ExportRequest, channels: int) -> list[Case]:
+    """The validation scans, with their references."""
+    scans = find_scans(request.validation, channels, tell=warn) if request.validation else []
+    return with_references(scans, request.references)
 
 
 def _summary(bundle: Bundle, notes: tuple[str, ...], seconds: float) -> dict[str, object]:
@@ -94,7 +85,7 @@ def _tell(bundle: Bundle, seconds: float) -> None:
     for name, figures in bundle.manifest.provenance.parity.items():
         if isinstance(figures, dict):
             click.echo(
-                f"verified on {name}: class scores within {figures['semseg_max_abs_error']:.1e}, "
+                f"verified on {name}: class scores within {figures[f'{SCORES}_max_abs_error']:.1e}, "
                 f"same class on {figures[agreement]:.3%} of the voxels"
             )
     click.echo(f"wrote {printable(bundle.path)} ({total / 2**20:.1f} MiB, {seconds:.0f} s)")

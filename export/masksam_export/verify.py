@@ -1,61 +1,31 @@
 """Does the exported chain compute what the network computes? Checked on every export, before a bundle exists.
 
-The network is discontinuous in two places: a mask pixel at exactly one half, a box edge at exactly a whole
-pixel. There float32 rounding decides, in any implementation. Such ties are recognised by the reference's own
-distance from the threshold; the decoder is then compared on the reference's prompts.
+Graphs run one after another, each on what the one before gave. Where a port differs from the network's only in places
+that rounding decides (`Reference.may_differ`), the graphs after it are compared on the network's own values.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from pydantic import JsonValue
-from torch import Tensor
 
-from masksam_deploy.base.errors import ParityError
+from masksam_deploy.base.errors import ExportError, ParityError
 from masksam_deploy.bundle.manifest import Decision, Graph
 from masksam_deploy.metrics.parity import compare_scores, max_abs_error
-from masksam_deploy.runtimes.base import Device
+from masksam_deploy.runtimes.base import IMAGE, SCORES, Device
 from masksam_deploy.runtimes.onnxruntime import OnnxRuntimeSession
-from masksam_export.families.masksam.config import ModelConfig
-from masksam_export.families.masksam.graphs import TAPS, split_frames
-from masksam_export.families.masksam.model import MaskSAM
+from masksam_export.families.base import DEFAULT_TOLERANCES, Float, Mask, Reference, Tolerances
 
-Float = NDArray[np.float32]
 Progress = Callable[[str], None]
 
-SCORE_TOLERANCE = 1e-3
-"""Absolute, on `semseg`; float32 against float64 is off by up to 4e-5."""
-AGREEMENT = 0.9999
-"""Least share of the voxels, ties left out, that get the same label."""
-TIE_MARGIN = 1e-4
-"""Voxels whose scores are closer than this to another label are ties: ten times the float32 noise, a tenth of the
-tolerance."""
-FEATURE_TOLERANCE = 1e-3
-"""Of the largest reference value (at least 1), on the ports inside the chain."""
-TIE = 1e-4
-"""Distance of a mask probability from one half, or of a box edge from a whole pixel (as a share of the side),
-within which rounding decides: what `FEATURE_TOLERANCE` on a logit leaves after a sigmoid, and less."""
 BATCH_CHECK_LIMIT = 50_000_000
 """Parameters. Larger networks are not also run with two windows in one batch: that doubles the memory."""
-
-
-@dataclass(frozen=True)
-class Reference:
-    """What the torch network computes for one input: all ports, and the distances from its thresholds."""
-
-    ports: dict[str, Float]
-    mask_distance: Float
-    """Of each mask prompt from the threshold, `[B, T, Q, 4g, 4g]`."""
-    nearest_mask_distance: Float
-    """Smallest distance over all pixels of a mask, `[B, T, Q]`; decides boxes."""
-    box_distance: Float
-    """Of each box edge from the next whole pixel, over the side, `[B, T, Q, 4]`."""
 
 
 @dataclass
@@ -64,55 +34,10 @@ class _Check:
 
     name: str
     reference: Reference
+    decision: Decision
+    tolerances: Tolerances
     figures: dict[str, JsonValue] = field(default_factory=dict)
     chain: dict[str, Float] = field(default_factory=dict)
-    tied: bool = False
-
-
-def example_inputs(config: ModelConfig, seed: int = 0) -> dict[str, Float]:
-    """Two windows `[1, C, T, P, P]`: seeded noise, and bright balls on a gradient, both normalised."""
-    generator = np.random.default_rng(seed)
-    shape = config.input_shape
-    noise = generator.standard_normal(shape)
-    grid = np.meshgrid(*(np.linspace(-1, 1, n) if n > 1 else np.zeros(1) for n in shape[1:]), indexing="ij")
-    structured = np.empty(shape)
-    for channel in range(shape[0]):
-        structured[channel] = 0.5 * grid[1] + 0.25 * grid[2]
-        for _ in range(4):
-            centre, radius = generator.uniform(-0.6, 0.6, 3), generator.uniform(0.15, 0.5)
-            distance = sum((axis - c) ** 2 for axis, c in zip(grid, centre, strict=True))
-            structured[channel] += generator.uniform(0.5, 2.0) * (distance < radius**2)
-    return {name: _normalised(array) for name, array in (("noise", noise), ("structured", structured))}
-
-
-def reference_outputs(model: MaskSAM, image: Float) -> Reference:
-    """Run the network in torch and keep what crosses between the graphs."""
-    config = model.config
-    with torch.inference_mode():
-        taps, embedding = model.encode(torch.from_numpy(image))
-        proposals = model.prompt_generator(taps, embedding)
-        masks, boxes = model.mask_prompts(proposals.masks), model.box_prompts(proposals.boxes)
-        positions = model.sam_model.prompt_encoder.image_positions()
-        logits, mask_logits = model.decode(embedding, masks, boxes, proposals.class_tokens, positions)
-        scores = model.semantic_scores(logits, mask_logits)
-        lead = (-1, config.frames, config.queries)
-        step = config.patch_side // config.mask_prompt_side
-        distance = (proposals.masks - 0.5).abs()
-        pixels = proposals.boxes * config.patch_side
-        features = zip((*TAPS, "embedding"), (*taps, embedding), strict=True)
-        return Reference(
-            ports={
-                **{name: _numpy(split_frames(rows, config)) for name, rows in features},
-                "mask_prompts": _numpy(masks.reshape(*lead, *masks.shape[-2:])),
-                "box_prompts": _numpy(boxes.reshape(*lead, 4)),
-                "class_tokens": _numpy(proposals.class_tokens.reshape(*lead, config.prompt_dim)),
-                "image": image,
-                "semseg": _numpy(scores),
-            },
-            mask_distance=_numpy(distance[..., ::step, ::step].reshape(*lead, *masks.shape[-2:])),
-            nearest_mask_distance=_numpy(distance.amin(dim=(-2, -1)).reshape(lead)),
-            box_distance=_numpy((pixels - pixels.round()).abs().reshape(*lead, 4) / config.patch_side),
-        )
 
 
 def verify_chain(
@@ -122,6 +47,7 @@ def verify_chain(
     decision: Decision,
     *,
     batched: bool,
+    tolerances: Tolerances = DEFAULT_TOLERANCES,
     device: Device = "cpu",
     progress: Progress = lambda _: None,
 ) -> dict[str, JsonValue]:
@@ -133,9 +59,10 @@ def verify_chain(
     Args:
         directory: where the graphs' files lie.
         graphs: in the order in which they chain.
-        references: by input name, from `reference_outputs`.
+        references: what the network computes, by the input's name.
         decision: the rule by which class scores become labels.
         batched: whether also to run all inputs as one batch.
+        tolerances: how far the graphs may be from the network.
         device: where ONNX Runtime runs.
         progress: called with a line of text at each step.
 
@@ -143,93 +70,110 @@ def verify_chain(
         The figures, by input name, for the bundle's provenance.
 
     Raises:
+        ExportError: a reference lacks a port, or one of its masks has another shape than its port.
         ParityError: the graphs disagree with the network.
     """
-    checks = [_Check(name, reference) for name, reference in references.items()]
+    checks = [_Check(name, reference, decision, tolerances) for name, reference in references.items()]
     if batched:
-        checks.append(_Check("batch", _stack(list(references.values()))))
+        checks.append(_Check("batch", _stack(list(references.values())), decision, tolerances))
+    graphs = list(graphs)
     for check in checks:
-        check.chain["image"] = check.reference.ports["image"]
+        _require_ports(check, graphs)
+        check.chain[IMAGE] = check.reference.ports[IMAGE]
     for graph in graphs:
         progress(f"verifying {graph.name} in ONNX Runtime")
         session = OnnxRuntimeSession(graph, directory / graph.file, device=device, lean=True)
         for check in checks:
             outputs = session.run({port.name: check.chain[port.name] for port in graph.inputs})
-            _compare(check, graph, outputs, decision)
-            check.chain.update(outputs)
-            if check.tied and "semseg" not in outputs:
-                # From here on both sides continue from the same prompts.
-                check.chain.update({port.name: check.reference.ports[port.name] for port in graph.outputs})
+            tied = _compare(check, graph, outputs)
+            # After a tie both sides continue from the same values.
+            source: Mapping[str, Float] = check.reference.ports if tied else outputs
+            check.chain.update({name: source[name] for name in outputs})
         session.close()
     return {check.name: check.figures for check in checks}
 
 
-def _compare(check: _Check, graph: Graph, outputs: Mapping[str, Float], decision: Decision) -> None:
-    errors = {name: max_abs_error(value, check.reference.ports[name]) for name, value in outputs.items()}
-    check.figures.update({f"{name}_max_abs_error": error for name, error in errors.items()})
-    if "semseg" in outputs:
-        _judge_scores(check, outputs["semseg"], decision)
+def _require_ports(check: _Check, graphs: Sequence[Graph]) -> None:
+    """A family's mistake is better named than met as a `KeyError` after minutes."""
+    ports, masks = check.reference.ports, check.reference.may_differ
+    needed = {IMAGE, *(port.name for graph in graphs for port in graph.outputs)}
+    problems = [f"no port '{name}'" for name in sorted(needed - ports.keys())]
+    problems += [
+        f"a mask of shape {mask.shape} for port '{name}'"
+        for name, mask in sorted(masks.items())
+        if name not in ports or mask.shape != ports[name].shape
+    ]
+    if problems:
+        raise ExportError(
+            f"the family's reference for the {check.name} input: found {', '.join(problems)}, expected every port of "
+            "the graphs, and masks of their ports' shapes; correct the family's reference"
+        )
+
+
+def _compare(check: _Check, graph: Graph, outputs: Mapping[str, Float]) -> bool:
+    """Judge what a graph gave; whether any of it differs in places where it may."""
+    tied = False
+    for name, value in outputs.items():
+        expected, may_differ = check.reference.ports[name], check.reference.may_differ.get(name)
+        check.figures[f"{name}_max_abs_error"] = max_abs_error(value, expected)
+        judged = value
+        if may_differ is not None and value.shape == expected.shape:
+            ties = may_differ & ~(np.abs(value - expected) <= _allowed(check, name))
+            check.figures[f"{name}_ties"] = int(ties.sum())
+            tied = tied or bool(ties.any())
+            judged = np.where(may_differ & np.isfinite(value), expected, value)
+        if name == SCORES:
+            _judge_scores(check, judged)
+        else:
+            _judge_feature(check, graph, name, judged)
+    return tied
+
+
+def _allowed(check: _Check, name: str) -> float:
+    """The largest difference that rounding explains on a port."""
+    if name in check.reference.whole:
+        return 0.0
+    if name == SCORES:
+        return check.tolerances.scores
+    return check.tolerances.features * max(1.0, float(np.abs(check.reference.ports[name]).max(initial=0.0)))
+
+
+def _judge_feature(check: _Check, graph: Graph, name: str, value: Float) -> None:
+    expected, allowed = check.reference.ports[name], _allowed(check, name)
+    error = max_abs_error(value, expected)
+    if error <= allowed:
         return
-    if {"mask_prompts", "box_prompts"} <= outputs.keys():
-        _judge_prompts(check, outputs)
-        errors = {"class_tokens": errors["class_tokens"]}
-    for name, error in errors.items():
-        scale = max(1.0, float(np.abs(check.reference.ports[name]).max()))
-        if not error <= FEATURE_TOLERANCE * scale:
-            raise ParityError(
-                f"graph '{graph.name}' disagrees with the network on '{name}' for the {check.name} input: "
-                f"maximum error {error:.3g}, allowed {FEATURE_TOLERANCE * scale:.3g}; no bundle was written"
-            )
-
-
-def _judge_prompts(check: _Check, outputs: Mapping[str, Float]) -> None:
-    """Prompts must be equal, except where the reference itself sits on a threshold."""
-    reference = check.reference
-    flipped = outputs["mask_prompts"] != reference.ports["mask_prompts"]
-    moved = outputs["box_prompts"] != reference.ports["box_prompts"]
-    wrong_masks = flipped & ~(reference.mask_distance <= TIE)
-    may_move = (reference.box_distance <= TIE) | (reference.nearest_mask_distance <= TIE)[..., None]
-    wrong_boxes = moved & ~may_move
-    check.tied = bool(flipped.any() or moved.any())
-    check.figures["tied_mask_pixels"] = int(flipped.sum())
-    check.figures["tied_box_edges"] = int(moved.sum())
-    if wrong_masks.any() or wrong_boxes.any():
-        raise ParityError(
-            f"the exported prompt generator disagrees with the network for the {check.name} input: "
-            f"{int(wrong_masks.sum())} mask pixels and {int(wrong_boxes.sum())} box edges differ away from their "
-            "thresholds; no bundle was written"
-        )
-
-
-def _judge_scores(check: _Check, scores: Float, decision: Decision) -> None:
-    parity = compare_scores(scores, check.reference.ports["semseg"], decision, tie_margin=TIE_MARGIN)
-    check.figures[f"{decision}_agreement"] = parity.agreement
-    check.figures[f"{decision}_agreement_without_ties"] = parity.decided_agreement
-    if not (parity.max_abs_error <= SCORE_TOLERANCE and parity.decided_agreement >= AGREEMENT):
-        raise ParityError(
-            f"the exported graphs disagree with the network for the {check.name} input: maximum error of the class "
-            f"scores {parity.max_abs_error:.3g} (allowed {SCORE_TOLERANCE:g}), same class on "
-            f"{parity.decided_agreement:.4%} of the voxels (needed {AGREEMENT:.2%}); no bundle was written"
-        )
-
-
-def _stack(references: list[Reference]) -> Reference:
-    """Several inputs as one batch; windows do not influence each other."""
-
-    def joined(arrays: Iterable[Float]) -> Float:
-        return np.concatenate(list(arrays), axis=0)
-
-    return Reference(
-        ports={name: joined(r.ports[name] for r in references) for name in references[0].ports},
-        mask_distance=joined(r.mask_distance for r in references),
-        nearest_mask_distance=joined(r.nearest_mask_distance for r in references),
-        box_distance=joined(r.box_distance for r in references),
+    wrong = int((value != expected).sum()) if name in check.reference.whole and value.shape == expected.shape else None
+    found = f"maximum error {error:.3g}, allowed {allowed:.3g}" if wrong is None else f"{wrong} values are not equal"
+    raise ParityError(
+        f"graph '{graph.name}' disagrees with the network on '{name}' for the {check.name} input: {found}"
+        f"{' away from its thresholds' if name in check.reference.may_differ else ''}; no bundle was written"
     )
 
 
-def _normalised(array: NDArray[np.float64]) -> Float:
-    return ((array - array.mean()) / max(array.std(), 1e-8)).astype(np.float32)[None]
+def _judge_scores(check: _Check, scores: Float) -> None:
+    limits = check.tolerances
+    parity = compare_scores(scores, check.reference.ports[SCORES], check.decision, tie_margin=limits.tie_margin)
+    check.figures[f"{check.decision}_agreement"] = parity.agreement
+    check.figures[f"{check.decision}_agreement_without_ties"] = parity.decided_agreement
+    if not (parity.max_abs_error <= limits.scores and parity.decided_agreement >= limits.agreement):
+        raise ParityError(
+            f"the exported graphs disagree with the network for the {check.name} input: maximum error of the class "
+            f"scores {parity.max_abs_error:.3g} (allowed {limits.scores:g}), same class on "
+            f"{parity.decided_agreement:.4%} of the voxels (needed {limits.agreement:.2%}); no bundle was written"
+        )
 
 
-def _numpy(tensor: Tensor) -> Float:
-    return tensor.contiguous().numpy()
+def _stack(references: Sequence[Reference]) -> Reference:
+    """Several inputs as one batch; windows do not influence each other."""
+    first = references[0]
+    masks: dict[str, Mask] = {name: _joined([r.may_differ[name] for r in references]) for name in first.may_differ}
+    return Reference(
+        ports={name: _joined([r.ports[name] for r in references]) for name in first.ports},
+        may_differ=masks,
+        whole=first.whole,
+    )
+
+
+def _joined(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    return np.concatenate(arrays, axis=0)

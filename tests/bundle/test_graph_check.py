@@ -82,6 +82,7 @@ def test_functions_of_the_file_are_let_through(path: Path) -> None:
 
 def test_exported_adapters_as_nodes_are_let_through(cardiac_case: Path, tmp_path: Path) -> None:
     pytest.importorskip("torch")
+    from masksam_export.families.masksam.adapter_nodes import adapter_rewrites
     from masksam_export.families.masksam.checkpoint import load_checkpoint
     from masksam_export.families.masksam.graphs import graph_parts
     from masksam_export.families.masksam.model.masksam import MaskSAM
@@ -91,7 +92,7 @@ def test_exported_adapters_as_nodes_are_let_through(cardiac_case: Path, tmp_path
     assert isinstance(loaded.model, MaskSAM)
     with graph_parts(loaded.model) as parts:
         part = next(part for part in parts if part.name == "decoder")
-        export_part(part, tmp_path, adapters="node")
+        export_part(part, tmp_path, rewrites=adapter_rewrites("node"))
     assert onnx.load(str(tmp_path / "decoder.onnx")).functions
     check_graph(tmp_path / "decoder.onnx")
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from masksam_export.onnx_export import export_bundle, export_graphs
+from masksam_export.onnx_export import export_bundle
 from tests.example_kernels import make_pack
-from tests.export.golden import Golden, trained_with
+from tests.export.golden import Golden, export_masksam, trained_with
 from tests.shared_files import SharedFiles
 
 
@@ -22,7 +22,7 @@ class ExportedGraphs(dict[str, Path]):
     def __missing__(self, name: str) -> Path:
         def export(target: Path) -> None:
             target.mkdir()
-            export_graphs(Golden.read(name).model(), target)
+            export_masksam(Golden.read(name).model(), target)
 
         self[name] = self._shared_files.copy(name, export, self._folder / name)
         return self[name]
@@ -41,6 +41,6 @@ def node_bundle(shared_files: SharedFiles, tmp_path_factory: pytest.TempPathFact
     def export(target: Path) -> None:
         model = Golden.read("tiny_acdc").model()
         pack = make_pack(target.parent / "p", {model.config.adapter_dim, model.config.decoder_adapter_dim})
-        export_bundle(trained_with(model), target, adapters="node", kernels=pack.folder)
+        export_bundle(trained_with(model, adapters="node", kernels=pack.folder), target)
 
     return shared_files.copy("tiny_acdc_nodes", export, tmp_path_factory.mktemp("nodes") / "lv.masksam")

@@ -12,14 +12,25 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from masksam_deploy.bundle.manifest import Labels
+from masksam_deploy.bundle.manifest import Graph, Labels
 from masksam_deploy.bundle.nnunet import Preprocessing
+from masksam_export.families.base import Trained
+from masksam_export.families.masksam.adapter_nodes import Adapters, adapter_rewrites
 from masksam_export.families.masksam.checkpoint import TrainedMaskSAM
+from masksam_export.families.masksam.exportable import exportable
+from masksam_export.families.masksam.graphs import graph_parts
 from masksam_export.families.masksam.model import MaskSAM
 from masksam_export.families.masksam.weights import config_from_shapes
+from masksam_export.onnx_export import export_graphs
 
 NETWORK = Path(__file__).parents[1] / "data" / "network"
 NAMES = ("tiny_acdc", "tiny_p512")
+
+
+def export_masksam(model: MaskSAM, folder: Path, adapters: Adapters = "planes") -> tuple[Graph, ...]:
+    """The three graphs of a network, as a bundle has them."""
+    with graph_parts(model) as parts:
+        return export_graphs(parts, folder, rewrites=adapter_rewrites(adapters))
 
 
 @dataclass(frozen=True)
@@ -53,11 +64,11 @@ class Golden:
         raise KeyError(key)
 
 
-def trained_with(model: MaskSAM) -> TrainedMaskSAM:
-    """A network as if it had been trained on MR scans of 1 mm."""
+def trained_with(model: MaskSAM, **options: Any) -> Trained:
+    """A network as if it had been trained on MR scans of 1 mm; `options` are those of `exportable`."""
     scheme = {"scheme": "ZScoreNormalization"}
     resampling = {"order": 3, "order_z": 0}
-    return TrainedMaskSAM(
+    checkpoint = TrainedMaskSAM(
         model=model,
         preprocessing=Preprocessing.model_validate(
             {
@@ -75,3 +86,4 @@ def trained_with(model: MaskSAM) -> TrainedMaskSAM:
         sha256="0" * 64,
         notes=(),
     )
+    return exportable(checkpoint, **options)

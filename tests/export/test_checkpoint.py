@@ -18,8 +18,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from masksam_deploy.base.errors import CheckpointError, OutputError
-from masksam_export.cli import export
-from masksam_export.families.masksam.checkpoint import TrainedMaskSAM, load_checkpoint, release
+from masksam_export.cli import export_command
+from masksam_export.families.masksam.checkpoint import TrainedMaskSAM, load_checkpoint
+from masksam_export.families.masksam.family import FAMILY
+from masksam_export.families.parts import release
 from masksam_export.plans import Plan
 from masksam_export.torch_files.state_dict import in_float32
 
@@ -358,7 +360,9 @@ def test_nested_tensors_are_refused(content: dict[str, Any], tmp_path: Path) -> 
 
 def test_names_cannot_steer_the_terminal(content: dict[str, Any], tmp_path: Path) -> None:
     set_dataset(labels={"background": 0, "x\x1b[31m[/b]": 1, "b": 2, "c": 3})(content)
-    result = CliRunner().invoke(export, [str(saved(content, tmp_path)), "-o", str(tmp_path / "no" / "x.masksam")])
+    result = CliRunner().invoke(
+        export_command(lambda: [FAMILY]), [str(saved(content, tmp_path)), "-o", str(tmp_path / "no" / "x.masksam")]
+    )
     assert isinstance(result.exception, OutputError)
     assert "[/b]" in result.stderr
     assert "\x1b" not in result.stderr

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,12 +21,14 @@ from masksam_deploy.bundle.manifest import Graph, Label, Labels, Port
 from masksam_deploy.bundle.nnunet import recipe_of
 from masksam_export.families.masksam.checkpoint import load_checkpoint
 from masksam_export.families.masksam.config import ModelConfig
+from masksam_export.families.masksam.exportable import exportable
 from masksam_export.families.masksam.graphs import graph_parts
 from masksam_export.families.masksam.model import MaskSAM
 from masksam_export.families.masksam.official import ACDC
-from masksam_export.onnx_export import FORBIDDEN_OPS, check_graph, export_bundle, export_graphs
+from masksam_export.families.parts import GraphPart
+from masksam_export.onnx_export import FORBIDDEN_OPS, check_graph, export_bundle
 from masksam_export.run_export import _tell as tell
-from tests.export.golden import NAMES, Golden, trained_with
+from tests.export.golden import NAMES, Golden, export_masksam, trained_with
 from tests.export.test_model import variations
 
 # float32 in another order of summation, through some forty layers; a hundredth of what an export allows.
@@ -60,7 +63,7 @@ def test_odd_sizes_and_batches_export_and_agree(config: ModelConfig, tmp_path: P
     model = MaskSAM(config).eval().requires_grad_(False)
     images = [torch.randn(batch, *config.input_shape) for batch in (1, 3)]
     expected = [model(image) for image in images]
-    export_graphs(model, tmp_path)
+    export_masksam(model, tmp_path)
     for image, scores in zip(images, expected, strict=True):
         found = run_chain(tmp_path, image.numpy())["semseg"]
         np.testing.assert_allclose(found, scores.numpy(), rtol=0, atol=CHAIN_TOLERANCE)
@@ -130,7 +133,7 @@ def test_a_bundle_of_regions_is_judged_as_regions_and_says_so(
     with graph_parts(model) as parts:
         graphs = tuple(Graph(name=p.name, file=f"{p.name}.onnx", inputs=p.inputs, outputs=p.outputs) for p in parts)
 
-    def exported_before(_: MaskSAM, target: Path, **__: object) -> tuple[Graph, ...]:
+    def exported_before(_: object, target: Path, **__: object) -> tuple[Graph, ...]:
         shutil.copytree(golden_graphs["tiny_acdc"], target, dirs_exist_ok=True)
         return graphs
 
@@ -141,7 +144,7 @@ def test_a_bundle_of_regions_is_judged_as_regions_and_says_so(
         model=model,
         labels=Labels(decision="regions", classes=tuple(names)),
     )
-    bundle = export_bundle(trained, tmp_path / "regions.masksam")
+    bundle = export_bundle(exportable(trained), tmp_path / "regions.masksam")
     for figures in bundle.manifest.provenance.parity.values():
         assert isinstance(figures, dict)
         assert figures["regions_agreement_without_ties"] == 1.0
@@ -154,7 +157,7 @@ def test_a_bundle_of_regions_is_judged_as_regions_and_says_so(
     ("graph", "weight", "message"),
     [
         ("decoder", "classifier_embed_Adapter.bias", "class scores"),
-        ("prompt_generator", "image_decoder_seg_layers.0.bias", "mask pixels"),
+        ("prompt_generator", "image_decoder_seg_layers.0.bias", "mask_prompts"),
         ("encoder", "patch_embed.proj.bias", "tap_0"),
     ],
 )
@@ -166,14 +169,12 @@ def test_graphs_that_disagree_with_the_network_are_not_written(
     weight: str,
     message: str,
 ) -> None:
-    def export_something_else(model: MaskSAM, directory: Path, **_: object) -> tuple[Graph, ...]:
+    def export_something_else(parts: Iterable[GraphPart], directory: Path, **_: object) -> tuple[Graph, ...]:
         shutil.copytree(golden_graphs["tiny_acdc"], directory, dirs_exist_ok=True)
         nudge(directory / f"{graph}.onnx", weight)
-        with graph_parts(model) as parts:
-            return tuple(
-                Graph(name=part.name, file=f"{part.name}.onnx", inputs=part.inputs, outputs=part.outputs)
-                for part in parts
-            )
+        return tuple(
+            Graph(name=part.name, file=f"{part.name}.onnx", inputs=part.inputs, outputs=part.outputs) for part in parts
+        )
 
     monkeypatch.setattr("masksam_export.onnx_export.export_graphs", export_something_else)
     with pytest.raises(ParityError, match=f"{message}.* no bundle was written"):
@@ -194,7 +195,7 @@ def nudge(path: Path, weight: str) -> None:
 def test_existing_bundle_is_kept_unless_forced(cardiac_bundle: Path, cardiac_case: Path) -> None:
     before = Bundle.load(cardiac_bundle).sha256
     with pytest.raises(OutputError, match="--force"):
-        export_bundle(load_checkpoint(cardiac_case / "checkpoint_final.pth"), cardiac_bundle)
+        export_bundle(exportable(load_checkpoint(cardiac_case / "checkpoint_final.pth")), cardiac_bundle)
     assert Bundle.load(cardiac_bundle).sha256 == before
 
 

@@ -11,11 +11,14 @@ import onnx
 import pytest
 import torch
 
-from masksam_deploy.base.errors import ParityError
+from masksam_deploy.base.errors import ExportError, ParityError
 from masksam_deploy.bundle.manifest import Graph, Port
+from masksam_export.families.base import Mask, Reference
+from masksam_export.families.example_windows import example_windows
 from masksam_export.families.masksam.graphs import graph_parts
 from masksam_export.families.masksam.model import MaskSAM
-from masksam_export.verify import Reference, example_inputs, reference_outputs, verify_chain
+from masksam_export.families.masksam.references import reference_outputs
+from masksam_export.verify import verify_chain
 from tests.export.golden import Golden
 
 
@@ -32,11 +35,11 @@ def graphs(model: MaskSAM) -> tuple[Graph, ...]:
 
 @pytest.fixture(scope="module")
 def reference(model: MaskSAM) -> Reference:
-    return reference_outputs(model, example_inputs(model.config)["structured"])
+    return reference_outputs(model, example_windows(model.config.input_shape)["structured"])
 
 
 def with_other_prompts(
-    model: MaskSAM, reference: Reference, *, mask: Any = None, box: float = 0.0, **distances: Any
+    model: MaskSAM, reference: Reference, *, mask: Any = None, box: float = 0.0, **may_differ: Mask
 ) -> Reference:
     """A reference whose own rounding went the other way at one mask pixel or one box edge."""
     ports = {name: array.copy() for name, array in reference.ports.items()}
@@ -52,7 +55,14 @@ def with_other_prompts(
             model.sam_model.prompt_encoder.image_positions(),
         )
         ports["semseg"] = model.semantic_scores(logits, masks).contiguous().numpy()
-    return replace(reference, ports=ports, **distances)
+    return replace(reference, ports=ports, may_differ={**reference.may_differ, **may_differ})
+
+
+def only(reference: Reference, port: str, place: Any) -> Mask:
+    """A mask that lets a port differ in one place."""
+    mask = np.zeros(reference.ports[port].shape, bool)
+    mask[place] = True
+    return mask
 
 
 def verify(folder: Path, graphs: tuple[Graph, ...], reference: Reference) -> dict[str, Any]:
@@ -68,47 +78,41 @@ def test_equal_prompts_are_compared_through_the_whole_chain(
     golden_graphs: dict[str, Path], graphs: tuple[Graph, ...], reference: Reference
 ) -> None:
     figures = verify(golden_graphs["tiny_acdc"], graphs, reference)
-    assert figures["tied_mask_pixels"] == figures["tied_box_edges"] == 0
+    assert figures["mask_prompts_ties"] == figures["box_prompts_ties"] == 0
     assert figures["semseg_max_abs_error"] < 1e-3
 
 
 def test_a_mask_pixel_on_the_threshold_is_a_tie_and_counted(
     golden_graphs: dict[str, Path], graphs: tuple[Graph, ...], model: MaskSAM, reference: Reference
 ) -> None:
-    distance = reference.mask_distance.copy()
-    distance[PIXEL] = 1e-6
-    other = with_other_prompts(model, reference, mask=PIXEL, mask_distance=distance)
+    other = with_other_prompts(model, reference, mask=PIXEL, mask_prompts=only(reference, "mask_prompts", PIXEL))
     figures = verify(golden_graphs["tiny_acdc"], graphs, other)
-    assert figures["tied_mask_pixels"] == 1
+    assert figures["mask_prompts_ties"] == 1
     assert figures["semseg_max_abs_error"] < 1e-3
 
 
 def test_a_mask_pixel_that_differs_off_the_threshold_is_a_disagreement(
     golden_graphs: dict[str, Path], graphs: tuple[Graph, ...], model: MaskSAM, reference: Reference
 ) -> None:
-    distance = reference.mask_distance.copy()
-    distance[PIXEL] = 1e-2
-    other = with_other_prompts(model, reference, mask=PIXEL, mask_distance=distance)
-    with pytest.raises(ParityError, match="1 mask pixels and 0 box edges"):
+    nowhere = np.zeros(reference.ports["mask_prompts"].shape, bool)
+    other = with_other_prompts(model, reference, mask=PIXEL, mask_prompts=nowhere)
+    with pytest.raises(ParityError, match=r"on 'mask_prompts' .* 1 values are not equal away from its thresholds"):
         verify(golden_graphs["tiny_acdc"], graphs, other)
 
 
-@pytest.mark.parametrize("field", ["box_distance", "nearest_mask_distance"])
-def test_a_box_edge_on_a_whole_pixel_or_around_a_tied_mask_is_a_tie(
-    golden_graphs: dict[str, Path], graphs: tuple[Graph, ...], model: MaskSAM, reference: Reference, field: str
+def test_a_box_edge_on_a_whole_pixel_is_a_tie(
+    golden_graphs: dict[str, Path], graphs: tuple[Graph, ...], model: MaskSAM, reference: Reference
 ) -> None:
-    distance = getattr(reference, field).copy()
-    distance[0, 0, 0] = 1e-6
-    other = with_other_prompts(model, reference, box=4.0, **{field: distance})
-    assert verify(golden_graphs["tiny_acdc"], graphs, other)["tied_box_edges"] == 1
+    other = with_other_prompts(model, reference, box=4.0, box_prompts=only(reference, "box_prompts", (0, 0, 0)))
+    assert verify(golden_graphs["tiny_acdc"], graphs, other)["box_prompts_ties"] == 1
 
 
 def test_a_box_edge_that_differs_for_no_reason_is_a_disagreement(
     golden_graphs: dict[str, Path], graphs: tuple[Graph, ...], model: MaskSAM, reference: Reference
 ) -> None:
-    far = np.full_like(reference.box_distance, 0.01)
-    other = with_other_prompts(model, reference, box=4.0, box_distance=far)
-    with pytest.raises(ParityError, match="0 mask pixels and 1 box edges"):
+    nowhere = np.zeros(reference.ports["box_prompts"].shape, bool)
+    other = with_other_prompts(model, reference, box=4.0, box_prompts=nowhere)
+    with pytest.raises(ParityError, match=r"on 'box_prompts' .* 1 values are not equal"):
         verify(golden_graphs["tiny_acdc"], graphs, other)
 
 
@@ -133,8 +137,7 @@ def test_overlapping_regions_with_almost_the_same_scores_are_no_disagreement(tmp
     scores = np.concatenate([outer, outer + 3e-4], axis=1).astype(np.float32)
     moved = scores + np.array([4e-4, -4e-4], np.float32).reshape(1, 2, 1, 1, 1)
     expected = np.where(np.abs(scores) < 1e-3, scores, moved)
-    nothing = np.zeros(0, np.float32)
-    reference = Reference({"image": scores, "semseg": expected}, nothing, nothing, nothing)
+    reference = Reference({"image": scores, "semseg": expected})
     graph = identity_graph(tmp_path, scores.shape)
     figures = verify_chain(tmp_path, [graph], {"noise": reference}, "regions", batched=False)["noise"]
     assert isinstance(figures, dict)
@@ -145,15 +148,14 @@ def test_overlapping_regions_with_almost_the_same_scores_are_no_disagreement(tmp
 
 def test_a_region_that_takes_other_voxels_is_a_disagreement(tmp_path: Path) -> None:
     scores = np.random.default_rng(0).uniform(2e-4, 4e-4, (1, 2, 2, 32, 32)).astype(np.float32)
-    nothing = np.zeros(0, np.float32)
-    reference = Reference({"image": scores, "semseg": -scores}, nothing, nothing, nothing)
+    reference = Reference({"image": scores, "semseg": -scores})
     graph = identity_graph(tmp_path, scores.shape)
     with pytest.raises(ParityError, match="same class on"):
         verify_chain(tmp_path, [graph], {"noise": reference}, "regions", batched=False)
 
 
 def test_example_inputs_are_normalised_different_and_repeatable(model: MaskSAM) -> None:
-    first, again = example_inputs(model.config), example_inputs(model.config)
+    first, again = example_windows(model.config.input_shape), example_windows(model.config.input_shape)
     assert set(first) == {"noise", "structured"}
     for name, image in first.items():
         assert image.shape == (1, *model.config.input_shape)
@@ -161,3 +163,44 @@ def test_example_inputs_are_normalised_different_and_repeatable(model: MaskSAM) 
         assert float(image.std()) == pytest.approx(1, abs=1e-4)
         assert np.array_equal(image, again[name])
     assert not np.allclose(first["noise"], first["structured"])
+
+
+def test_scores_may_differ_where_the_reference_says_so_and_only_there(tmp_path: Path) -> None:
+    scores = np.random.default_rng(0).uniform(-3, 3, (1, 2, 2, 32, 32)).astype(np.float32)
+    expected = scores.copy()
+    expected[0, :, 1, 5, 5] += [2, -2]
+    graph = identity_graph(tmp_path, scores.shape)
+    may_differ = expected != scores
+    reference = Reference({"image": scores, "semseg": expected}, {"semseg": may_differ})
+    figures = verify_chain(tmp_path, [graph], {"noise": reference}, "argmax", batched=False)["noise"]
+    assert isinstance(figures, dict) and figures["semseg_ties"] == 2
+    elsewhere = replace(reference, may_differ={"semseg": np.roll(may_differ, 1, axis=-1)})
+    with pytest.raises(ParityError, match="maximum error of the class scores 2"):
+        verify_chain(tmp_path, [graph], {"noise": elsewhere}, "argmax", batched=False)
+
+
+def test_values_that_are_not_finite_are_wrong_wherever_they_are(tmp_path: Path) -> None:
+    scores = np.zeros((1, 2, 2, 32, 32), np.float32)
+    broken = scores.copy()
+    broken[0, 0, 0, 0, 0] = np.nan
+    graph = identity_graph(tmp_path, scores.shape)
+    reference = Reference({"image": broken, "semseg": scores}, {"semseg": np.isnan(broken)})
+    with pytest.raises(ParityError, match="maximum error of the class scores inf"):
+        verify_chain(tmp_path, [graph], {"noise": reference}, "argmax", batched=False)
+
+
+@pytest.mark.parametrize(
+    ("ports", "mask", "message"),
+    [
+        ({}, {}, "found no port 'semseg'"),
+        ({"semseg": 0.0}, {"semseg": np.zeros(3, bool)}, r"found a mask of shape \(3,\) for port 'semseg'"),
+    ],
+)
+def test_a_familys_reference_that_is_incomplete_is_named(
+    ports: dict[str, float], mask: dict[str, Mask], message: str, tmp_path: Path
+) -> None:
+    image = np.zeros((1, 2, 2, 32, 32), np.float32)
+    graph = identity_graph(tmp_path, image.shape)
+    reference = Reference({"image": image} | {name: image + value for name, value in ports.items()}, mask)
+    with pytest.raises(ExportError, match=message):
+        verify_chain(tmp_path, [graph], {"noise": reference}, "argmax", batched=False)

@@ -40,9 +40,10 @@ SCAN = ROOT / "examples" / "sunnybrook" / "scan"
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     pytest.importorskip("torch")
     from masksam_export.families.masksam.checkpoint import load_checkpoint
+    from masksam_export.families.masksam.exportable import exportable
     from masksam_export.onnx_export import export_bundle
 
-    return export_bundle(load_checkpoint(CHECKPOINT), tmp_path_factory.mktemp("lv") / "lv.masksam")
+    return export_bundle(exportable(load_checkpoint(CHECKPOINT)), tmp_path_factory.mktemp("lv") / "lv.masksam")
 
 
 @pytest.fixture(scope="module", params=["tensorrt", "rtx"])

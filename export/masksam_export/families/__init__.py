@@ -1,1 +1,1 @@
-"""Families of networks, one folder each: everything that knows one model's shape."""
+"""Families of networks: one folder each, found through the entry-point group `masksam_deploy.families`."""

@@ -9,12 +9,15 @@ depends on the backend: `benchmarks/adapter_formulations.py`.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal, TypeAlias, get_args
 
 import onnx
 import onnx_ir
 from onnx import parser
 from onnx_ir.passes.common import InlinePass
+
+from masksam_export.families.base import Rewrite
 
 DOMAIN = "masksam"
 OP_TYPE = "DepthConvAdapter3d"
@@ -138,6 +141,11 @@ def settle_adapters(model: onnx_ir.Model, adapters: Adapters) -> None:
     elif adapter_nodes(model):
         give_bodies(model, adapters)
         inline_bodies(model)
+
+
+def adapter_rewrites(adapters: Adapters = DEFAULT_FORMULATION) -> tuple[Rewrite, ...]:
+    """`settle_adapters` as what the exporter applies to every graph."""
+    return (partial(settle_adapters, adapters=adapters),)
 
 
 def adapter_nodes(model: onnx_ir.Model) -> list[onnx_ir.Node]:

@@ -11,20 +11,18 @@ import torch
 from torch import Tensor
 
 from masksam_deploy.base.errors import CheckpointError
-from masksam_deploy.base.text import one_line
 from masksam_deploy.bundle.manifest import Labels
 from masksam_deploy.bundle.nnunet import Preprocessing, preprocessing_problems
 from masksam_export.families.masksam.config import ModelConfig
 from masksam_export.families.masksam.model import MaskSAM
 from masksam_export.families.masksam.weights import config_from_shapes
 from masksam_export.plans import Plan
+from masksam_export.torch_files.checkpoint_file import CheckpointFile
 from masksam_export.torch_files.json_file import read_json
 from masksam_export.torch_files.quoting import quoted, reason, some
-from masksam_export.torch_files.safe_load import load_with_digest
-from masksam_export.torch_files.state_dict import in_float32, listed, named_tensors
+from masksam_export.torch_files.state_dict import in_float32, listed
 
 DEFAULT_CONFIGURATION = "3d_fullres"
-WEIGHT_KEYS = ("network_weights", "state_dict")
 EXPECTED = "an nnU-Net trainer checkpoint with 'network_weights', or a plain state dict"
 
 
@@ -65,22 +63,45 @@ def load_checkpoint(
     mirror_axes: tuple[int, ...] | None = None,
     owned: bool = False,
 ) -> TrainedMaskSAM:
-    """Read an nnU-Net trainer checkpoint, or a plain state dict with its plans and dataset.json.
-
-    Args:
-        path: `checkpoint_final.pth`, or a state dict.
-        plans: nnU-Net plans file; overrides what the checkpoint carries.
-        dataset: nnU-Net dataset.json; overrides what the checkpoint carries.
-        configuration: configuration of the plans; by default the checkpoint's own, else `3d_fullres`.
-        mirror_axes: allowed mirror axes; by default the checkpoint's own, else none.
-        owned: copy the weights into memory of their own, which `release` can free, instead of mapping the file.
+    """Read a file; see `read_masksam`.
 
     Raises:
         CheckpointError: the file is unsafe, damaged, incomplete or inconsistent; the message lists all of it.
     """
-    source = Path(path)
-    content, digest = load_with_digest(source)
-    weights = _network_weights(content, one_line(source.name))
+    return read_masksam(
+        CheckpointFile.read(path),
+        plans=plans,
+        dataset=dataset,
+        configuration=configuration,
+        mirror_axes=mirror_axes,
+        owned=owned,
+    )
+
+
+def read_masksam(
+    file: CheckpointFile,
+    *,
+    plans: str | Path | None = None,
+    dataset: str | Path | None = None,
+    configuration: str | None = None,
+    mirror_axes: tuple[int, ...] | None = None,
+    owned: bool = False,
+) -> TrainedMaskSAM:
+    """A network from an nnU-Net trainer checkpoint, or from a plain state dict with its plans and dataset.json.
+
+    Args:
+        file: `checkpoint_final.pth`, or a state dict.
+        plans: nnU-Net plans file; overrides what the checkpoint carries.
+        dataset: nnU-Net dataset.json; overrides what the checkpoint carries.
+        configuration: configuration of the plans; by default the checkpoint's own, else `3d_fullres`.
+        mirror_axes: allowed mirror axes; by default the checkpoint's own, else none.
+        owned: copy the weights into memory of their own, which `parts.release` can free, instead of mapping the file.
+
+    Raises:
+        CheckpointError: the file is incomplete or inconsistent; the message lists all of it.
+    """
+    content = file.content
+    weights = file.weights(EXPECTED)
     plan = _plan(content, plans, dataset, configuration)
     shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     config = config_from_shapes(shapes, norm_eps=plan.norm_eps, leaky_slope=plan.leaky_slope)
@@ -98,29 +119,7 @@ def load_checkpoint(
         f"labels: {some([f'{label.value} {label.name}' for label in labels.classes], 100)} ({labels.decision})",
         axes_note,
     )
-    return TrainedMaskSAM(model, preprocessing, labels, axes, source, digest, notes)
-
-
-def release(model: MaskSAM) -> None:
-    """Free a network's weights, whoever still refers to them; it cannot be used afterwards.
-
-    torch's exporter keeps references to what it traced. Only weights loaded as `owned` can be freed this way.
-    """
-    for tensor in (*model.parameters(), *model.buffers()):
-        storage = tensor.untyped_storage()
-        if storage.resizable():
-            storage.resize_(0)
-    model.to(device="meta")
-
-
-def _network_weights(content: Mapping[Any, Any], source: str) -> dict[str, Tensor]:
-    """The state dict, without the prefixes that wrappers add."""
-    key = next((key for key in WEIGHT_KEYS if key in content), None)
-    state: object = content if key is None else content[key]
-    what = f"checkpoint '{source}'" + ("" if key is None else f", '{key}',")
-    if state == {}:
-        raise CheckpointError(f"{what} is empty; expected {EXPECTED}")
-    return named_tensors(state, what, EXPECTED)
+    return TrainedMaskSAM(model, preprocessing, labels, axes, file.path, file.sha256, notes)
 
 
 def _plan(

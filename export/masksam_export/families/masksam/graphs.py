@@ -18,21 +18,9 @@ from masksam_export.families.masksam.config import ModelConfig
 from masksam_export.families.masksam.model import MaskSAM
 from masksam_export.families.masksam.model.depth_adapter import DepthConvAdapter
 from masksam_export.families.masksam.model.image_encoder import Attention
+from masksam_export.families.parts import GraphPart, port
 
 TAPS = ("tap_0", "tap_1", "tap_2", "tap_3")
-
-
-class GraphPart(nn.Module):
-    """One graph to be: a name, ports, and a forward over them in order."""
-
-    name: str
-    variadic = False
-    """Whether `forward` takes its inputs as one `*args`."""
-
-    def __init__(self, inputs: tuple[Port, ...], outputs: tuple[Port, ...]) -> None:
-        super().__init__()
-        self.inputs = inputs
-        self.outputs = outputs
 
 
 class Encoder(GraphPart):
@@ -138,33 +126,29 @@ def split_frames(rows: Tensor, config: ModelConfig) -> Tensor:
 
 def image_port(config: ModelConfig) -> Port:
     """One batch of normalised windows."""
-    return _port("image", *config.input_shape)
+    return port("image", *config.input_shape)
 
 
 def tap_ports(config: ModelConfig) -> tuple[Port, ...]:
     """Encoder features after each global block."""
-    return tuple(_port(name, config.frames, config.embed_dim, config.grid, config.grid) for name in TAPS)
+    return tuple(port(name, config.frames, config.embed_dim, config.grid, config.grid) for name in TAPS)
 
 
 def embedding_port(config: ModelConfig) -> Port:
     """The encoder's final features."""
-    return _port("embedding", config.frames, config.prompt_dim, config.grid, config.grid)
+    return port("embedding", config.frames, config.prompt_dim, config.grid, config.grid)
 
 
 def prompt_ports(config: ModelConfig) -> tuple[Port, ...]:
     """Mask prompts (0 or 1), box prompts (whole pixels of the canvas: x1, y1, x2, y2), class tokens."""
     lead, side = (config.frames, config.queries), config.mask_prompt_side
     return (
-        _port("mask_prompts", *lead, side, side),
-        _port("box_prompts", *lead, 4),
-        _port("class_tokens", *lead, config.prompt_dim),
+        port("mask_prompts", *lead, side, side),
+        port("box_prompts", *lead, 4),
+        port("class_tokens", *lead, config.prompt_dim),
     )
 
 
 def semseg_port(config: ModelConfig) -> Port:
     """Non-negative class scores."""
-    return _port("semseg", config.classes, *config.input_shape[1:])
-
-
-def _port(name: str, *sizes: int) -> Port:
-    return Port(name=name, dtype="float32", shape=("B", *sizes))
+    return port("semseg", config.classes, *config.input_shape[1:])
