@@ -39,6 +39,7 @@ def schema() -> dict[str, Any]:
     for name, definition in _definitions(found):
         if name in models:
             _describe(definition, models[name])
+            _require_what_readers_ask_for(definition)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **found}
 
 
@@ -70,6 +71,13 @@ def _describe(definition: dict[str, Any], model: type[BaseModel]) -> None:
         description = attributes.get(field) or " ".join(comments.get((model.__name__, field), [])).strip()
         if description:
             value["description"] = description
+
+
+def _require_what_readers_ask_for(definition: dict[str, Any]) -> None:
+    """Name fields as required that have a default in Python, and without which no manifest is read."""
+    asked = [field for field in ("schema_version", "kind") if field in definition.get("properties", {})]
+    if asked:
+        definition["required"] = [*asked, *definition.get("required", [])]
 
 
 def split_docstring(docstring: str) -> tuple[str, dict[str, str]]:

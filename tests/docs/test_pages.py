@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import subprocess
@@ -19,10 +20,12 @@ from docs.extensions.manifest_schema import schema, split_docstring
 from docs.gallery import IMAGES, MOST_BYTES
 from docs.generate import generated
 from docs.tables import filled
+from masksam_deploy.base.errors import BundleError
 from masksam_deploy.bundle.manifest import Label, Labels
 from masksam_deploy.bundle.nnunet import Normalization, Preprocessing, SplineOrders, recipe_of
 from masksam_deploy.bundle.recipe import Recipe
 from masksam_deploy.bundle.recipe_rules import recipe_problems
+from masksam_deploy.bundle.rules import parse_manifest
 from tests.conftest import ROOT
 
 STATUS = ROOT / "docs" / "reference" / "status.md"
@@ -118,6 +121,18 @@ def test_the_schema_describes_models_of_other_modules_and_fields_by_docstring_or
     assert defined["MinMax"]["properties"]["over"]["description"].startswith("what the smallest and the largest are of")
     assert defined["ValidationCase"]["properties"]["reference"]["description"] == "A label map on the scan's grid."
     assert [name for name, model in defined.items() if "Attributes:" in model.get("description", "")] == []
+
+
+def test_the_schema_requires_the_version_and_the_kinds_that_readers_ask_for(lv_bundle: Path) -> None:
+    found = schema()
+    assert found["required"][0] == "schema_version"
+    assert found["$defs"]["ZScore"]["required"] == ["kind"]
+    content = json.loads((lv_bundle / "manifest.json").read_text(encoding="utf-8"))
+    kindless = copy.deepcopy(content)
+    del kindless["recipe"]["grid"]["size"][0]["kind"]
+    for damaged in ({key: content[key] for key in content if key != "schema_version"}, kindless):
+        with pytest.raises(BundleError):
+            parse_manifest(json.dumps(damaged).encode(), "a bundle")
 
 
 def test_a_docstring_is_split_into_its_text_and_its_attributes() -> None:
