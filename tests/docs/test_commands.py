@@ -100,7 +100,7 @@ def test_make_targets_scripts_and_extras_that_pages_name_exist() -> None:
             found += 1
         for script in re.findall(r"python (benchmarks/\S+\.py)", code):
             assert (ROOT / script).is_file(), f"{page}: {script}"
-        for module in re.findall(r"python -m (benchmarks\.\w+)", code):
+        for module in re.findall(r"python -m (benchmarks(?:\.\w+)+)", code):
             assert (ROOT / f"{module.replace('.', '/')}.py").is_file(), f"{page}: {module}"
         for listed in re.findall(r"masksam-deploy\[([a-z,-]+)\]", code):
             assert set(listed.split(",")) <= set(extras), f"{page}: {listed}"
