@@ -92,12 +92,14 @@ class Selection(NamedTuple):
 
 TESTS = {
     # Tests that need neither TensorRT nor an ONNX Runtime for CUDA.
-    "gpu": Selection(("tests/kernels", "tests/base/test_gpus.py", "tests/on_gpu", "tests/export/test_baseline.py")),
+    "gpu": Selection(
+        ("tests/kernels", "tests/base/test_gpus.py", "tests/scan_path/on_gpu", "tests/export/test_baseline.py")
+    ),
     # Tests that run wherever Triton does: in its interpreter, or on a GPU.
     "kernels": Selection(("tests/kernels/test_middle.py", "tests/kernels/test_fused_network.py"), gpu_alone=False),
     # Memory, streams and graphs, with a copy in the place of TensorRT's engines.
     "machinery": Selection(
-        ("tests/backends/test_tensorrt_on_gpu.py",),
+        ("tests/runtimes/test_tensorrt_on_gpu.py",),
         words="echo or goes_up or where_they_lie or graph_that or cannot_be_captured",
     ),
 }

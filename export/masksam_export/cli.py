@@ -10,10 +10,18 @@ import click
 from click.core import ParameterSource
 
 from masksam_deploy.base.errors import ExportError
+from masksam_deploy.cli.help import Command, GroupedOption
 from masksam_export.families.registry import Families, installed_families
 
 if TYPE_CHECKING:
     from masksam_export.passes.convolutions import Convolutions
+
+_OUTPUT, _NETWORK, _FILES = "Output", "Network and graphs", "Files in the bundle"
+EXAMPLES = {
+    "Export a checkpoint of nnU-Net's trainers": "masksam-deploy export checkpoint_final.pth -o lv.masksam",
+    "Export a plain state dict, with scans for judging engines": "masksam-deploy export weights.pth -o lv.masksam \\\n"
+    "    --plans plans.json --dataset dataset.json --validation imagesVal/",
+}
 
 
 @dataclass(frozen=True)
@@ -38,7 +46,7 @@ class ExportRequest:
     as_json: bool
 
 
-class ExportCommand(click.Command):
+class ExportCommand(Command):
     """A command with options of its own and those of all families, which are looked up when they are needed."""
 
     def __init__(self, families: Families, **settings: Any) -> None:
@@ -58,18 +66,10 @@ class ExportCommand(click.Command):
     def params(self, own: list[click.Parameter]) -> None:
         self._all = own
 
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The command's own options, then those of each family or families under its name."""
-        owners = self._owners()
-        groups: dict[str, list[tuple[str, str]]] = {}
-        for parameter in self.get_params(ctx):
-            record = parameter.get_help_record(ctx) if isinstance(parameter, click.Option) else None
-            if record is not None:
-                names = owners.get(str(parameter.name))
-                groups.setdefault(f"Options of {', '.join(names)}" if names else "Options", []).append(record)
-        for title, records in groups.items():
-            with formatter.section(title):
-                formatter.write_dl(records)
+    def heading_of(self, option: click.Option) -> str | None:
+        """See `Command`; a family's options stand under its name."""
+        names = self._owners().get(str(option.name))
+        return f"Options of {', '.join(names)}" if names else super().heading_of(option)
 
     def typed_options(self, ctx: click.Context) -> dict[str, object]:
         """The values of families' options that were given, by parameter name."""
@@ -116,6 +116,7 @@ def export_command(families: Families) -> click.Command:
         params=_own_parameters(),
         help=_export.__doc__,
         short_help="Turn a trained checkpoint into a verified bundle of ONNX graphs.",
+        examples=EXAMPLES,
     )
 
 
@@ -123,32 +124,50 @@ def _own_parameters() -> list[click.Parameter]:
     path = click.Path(path_type=Path)
     return [
         click.Argument(["checkpoint"], type=path),
-        click.Option(["-o", "--output"], type=path, help="Bundle directory [NAME.masksam]."),
-        click.Option(["--family"], help="Family of the network [the one that recognises the weights]."),
-        click.Option(
+        GroupedOption(
+            ["-o", "--output"],
+            heading=_OUTPUT,
+            type=path,
+            help="Bundle directory to write. Default: NAME.masksam, after the checkpoint.",
+        ),
+        GroupedOption(["--force"], heading=_OUTPUT, is_flag=True, help="Replace an existing bundle."),
+        GroupedOption(["--json", "as_json"], heading=_OUTPUT, is_flag=True, help="Print the summary as JSON."),
+        GroupedOption(
+            ["--family"],
+            heading=_NETWORK,
+            metavar="NAME",
+            help="Family of the network. Default: the family that recognises the weights.",
+        ),
+        GroupedOption(
             ["--convolutions"],
+            heading=_NETWORK,
             type=click.Choice(["saving", "direct"]),
             default="saving",
             show_default=True,
-            help="The 3D convolutions in the graphs: with fewer multiplications for the same function (for CPUs), or "
-            "as the network has them (for GPUs, whose libraries save in their own ways).",
+            help="Form of the 3D convolutions: saving computes the same function with fewer multiplications (for "
+            "CPUs), direct keeps them as in the network (for GPUs, whose libraries optimise them).",
         ),
-        click.Option(
+        GroupedOption(
             ["--validation"],
+            heading=_FILES,
             type=path,
             multiple=True,
-            help="Small scan, or folder of scans, that travels with the bundle for judging engines; repeat for more. "
-            "Voxels and geometry are kept, nothing else of the patient.",
+            help="Small scan, or folder of scans, to put into the bundle for judging engines. Repeat for more. Only "
+            "voxels and geometry are copied, nothing else about the patient.",
         ),
-        click.Option(["--references"], type=path, help="Label map of the validation scan, or folder."),
-        click.Option(
-            ["--measured"],
+        GroupedOption(
+            ["--references"],
+            heading=_FILES,
             type=path,
-            help="What this network was measured to cost in faster ways to run it, from benchmarks/profiles.py; `infer "
-            "--profile` prints it.",
+            help="Label map of the one validation scan, or folder of NAME.nii.gz.",
         ),
-        click.Option(["--force"], is_flag=True, help="Replace an existing bundle."),
-        click.Option(["--json", "as_json"], is_flag=True, help="Print a summary for machines instead of people."),
+        GroupedOption(
+            ["--measured"],
+            heading=_FILES,
+            type=path,
+            help="JSON file that benchmarks/profiles.py wrote: what this network was measured to cost in faster ways "
+            "to run it. 'infer --profile' prints it.",
+        ),
     ]
 
 
@@ -168,8 +187,8 @@ def _export(
     """Turn a trained CHECKPOINT into a verified bundle of ONNX graphs.
 
     CHECKPOINT is a trainer's file, such as nnU-Net's checkpoint_final.pth, or a plain state dict with the files
-    that its family asks for. Nothing in it is executed. The graphs are compared with the network; a bundle that
-    disagrees is not written.
+    that its family asks for. Nothing in the file is executed. The graphs are compared with the network. If they
+    disagree, no bundle is written.
     """
     from masksam_deploy.base.optional import require_packages
 

@@ -43,7 +43,7 @@ def write_outputs(result: BenchResult, json_path: Path | None, html_path: Path |
 
 
 def check_disagreements(result: BenchResult) -> None:
-    """Refuse a benchmark in which a contender got no time.
+    """Refuse a benchmark in which a contender disagreed and was not timed.
 
     Raises:
         DisagreementError: names each, and why.

@@ -68,7 +68,7 @@ def pack(bundle_dir: str | Path, target_file: str | Path, *, force: bool = False
     if resolved(directory, BundleError) in resolved(target, OutputError).parents:
         raise OutputError(f"{target}: found a target inside the bundle, expected one outside; choose another folder")
     if os.path.lexists(target) and not force:
-        raise OutputError(f"{target}: found something there already, expected nothing; choose another name or --force")
+        raise OutputError(f"{target} already exists; use --force or -o")
     with atomic_path(target) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
         archive.writestr(_entry(MANIFEST_NAME, len(manifest_data)), manifest_data)
         for name, expected in sorted(bundle.manifest.files.items()):

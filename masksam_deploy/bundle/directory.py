@@ -194,7 +194,7 @@ def check_target(target: Path, *, force: bool) -> None:
     if not os.path.lexists(target):
         return
     if not force:
-        raise OutputError(f"{target}: found something there already, expected nothing; choose another name or --force")
+        raise OutputError(f"{target} already exists; use --force or -o")
     if not _holds_only_a_bundle(target):
         raise OutputError(
             f"{target}: found something that is not a bundle, or more than one, expected a bundle to replace; "

@@ -1,7 +1,7 @@
 """The command line `masksam-deploy`.
 
-Starting it imports click and nothing else: each command lives in its own module, loaded when it runs, so that
-`--help` is instant and a broken optional dependency only breaks the commands that need it.
+Starting it imports click and nothing else. Each command lives in a module of its own, which is imported when the
+command runs: `--help` is instant, and a broken optional dependency breaks only the commands that need it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _REFUSALS = (
     | {errno.ENXIO, errno.EPERM, errno.EROFS, errno.ETIMEDOUT}
     | {getattr(errno, name) for name in ("ESTALE", "EREMOTEIO") if hasattr(errno, name)}
 )
-"""Of the system, for reasons that lie outside: a network share that went away, a limit on open files or processes."""
+"""Errors of the system with causes outside: a network share that went away, a limit on open files or processes."""
 _REPORT = "this is a bug, please report it with the lines above and the command that you ran"
 
 
@@ -48,7 +48,13 @@ def _print_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None
         ctx.exit()
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+_EXAMPLES = {
+    "Segment one scan": "masksam-deploy infer scan.nii.gz -b lv.masksam -o seg.nii.gz",
+    "Show the options of a command": "masksam-deploy infer --help",
+}
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]}, examples=_EXAMPLES)
 @click.option(
     "--version",
     is_flag=True,
@@ -58,7 +64,7 @@ def _print_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None
     help="Show the version and exit.",
 )
 def app() -> None:
-    """Turn trained MaskSAM checkpoints into verified bundles and run them on scans."""
+    """Turn trained MaskSAM checkpoints into verified bundles, and segment scans with them."""
 
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
@@ -85,13 +91,13 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
 
 
 def _still_computing() -> bool:
-    """Whether a runtime goes on with what was interrupted: loading a network cannot be stopped."""
+    """Whether a runtime still computes after an interruption: loading a network cannot be stopped."""
     module = sys.modules.get("masksam_deploy.base.interruptible")
     return module is not None and bool(module.still_running())
 
 
 def _run(args: Sequence[str] | None, received: Sequence[int]) -> int:
-    """Run one command; every way in which it can end becomes an exit code."""
+    """Run one command and turn every way in which it can end into an exit code."""
     try:
         _check_arguments(args or ())
         result = app.main(args, prog_name="masksam-deploy", standalone_mode=False)
@@ -108,7 +114,7 @@ def _run(args: Sequence[str] | None, received: Sequence[int]) -> int:
 
 
 def _check_arguments(args: Sequence[str]) -> None:
-    """Refuse what only a caller in this process can hand over: no path, and no other argument, has it."""
+    """Refuse arguments that no shell can pass, only a caller in this process."""
     for argument in args:
         try:
             usable = b"\0" not in os.fsencode(argument)
@@ -116,13 +122,12 @@ def _check_arguments(args: Sequence[str]) -> None:
             usable = False
         if not usable:
             raise MaskSamError(
-                f"{argument[:200]!r}: found an argument with a zero byte or half a character, expected text that a "
-                "system takes; correct it"
+                f"{argument[:200]!r}: found an argument with a zero byte or half a character, expected text; correct it"
             )
 
 
 def _code_of(exc: Exception) -> int:
-    """Say what went wrong, and give the exit code for it."""
+    """Print what went wrong and return the exit code for it."""
     if isinstance(exc, MaskSamError):
         return _fail(str(exc), exc.exit_code)
     if isinstance(exc, click.ClickException):
@@ -132,12 +137,14 @@ def _code_of(exc: Exception) -> int:
     if isinstance(exc, BrokenPipeError):
         return _after_broken_pipe()
     if isinstance(exc, MemoryError):
-        return _fail("found too little memory, expected more; close other programs or use a larger machine", 2)
+        return _fail(
+            "found too little memory for this work; close other programs, or use a machine with more memory", 2
+        )
     return _code_of_system(exc)
 
 
 def _code_of_system(exc: Exception) -> int:
-    """The same for what the system says, from wherever it comes; all else is a bug."""
+    """The same for errors of the operating system; every other error is a bug."""
     if _is_full_disk(exc):
         return _fail_full_disk(exc)
     if _is_unusable_path(exc):
@@ -162,11 +169,11 @@ def _is_full_disk(exc: Exception) -> bool:
 def _fail_full_disk(exc: Exception) -> int:
     place = getattr(exc, "filename", None)
     while_writing = f" while writing {place!r}" if place else ""
-    return _fail(f"found the disk full{while_writing}, expected room; make some and run the command again", 2)
+    return _fail(f"found the disk full{while_writing}; free some space and run the command again", 2)
 
 
 def _is_unusable_path(exc: Exception) -> bool:
-    """Whether a path was given that no system call takes; asking what it is raises this only in some of them."""
+    """Whether the error is about a path that no system call accepts."""
     if isinstance(exc, OSError):
         return exc.errno in (errno.ELOOP, errno.ENAMETOOLONG)
     # What pathlib makes of ELOOP before Python 3.13.
@@ -181,7 +188,7 @@ def _fail_path(exc: Exception) -> int:
 
 
 def _is_refused(exc: Exception) -> bool:
-    """Whether the system refuses what it could do; where that can be foreseen, better messages come before this."""
+    """Whether the system refused something; where this can be foreseen, a better message is raised earlier."""
     if isinstance(exc, OSError):
         return exc.errno in _REFUSALS
     return isinstance(exc, RuntimeError) and str(exc) == "can't start new thread"
@@ -192,14 +199,14 @@ def _fail_refused(exc: Exception) -> int:
     place = getattr(exc, "filename", None)
     named = f": {place!r}" if place else ""
     return _fail(
-        f"found that the system refuses to go on ({what}{named}), expected it to; check the permissions, the disk or "
-        "network share, and the limits on processes, open files and memory",
+        f"found that the system refuses to go on ({what}{named}); check the permissions, the disk or network share, "
+        "and the limits on processes, open files and memory",
         2,
     )
 
 
 def _cut(text: str, limit: int) -> str:
-    """At most so many characters: its beginning says what was found, its end what to do."""
+    """Shorten a text in its middle: its beginning says what was found, its end what to do."""
     if len(text) <= limit:
         return text
     end = limit // 4
@@ -230,7 +237,7 @@ class _Leave(SystemExit):
 
 
 def _is_leaving(handled: BaseException | None) -> bool:
-    """Whether the code that runs now cleans up after a signal; `handled` is the exception that it handles."""
+    """Whether the code that runs now cleans up after a signal, as the exception being handled shows."""
     while handled is not None:
         if isinstance(handled, _Leave):
             return True

@@ -1,18 +1,33 @@
-"""`masksam-deploy build-engine`: a bundle's graphs in a smaller precision, judged by Dice, built for a target."""
+"""`masksam-deploy build-engine`: the graphs of a bundle in another precision or for another runtime, judged by Dice."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from masksam_deploy.cli.values import FILE, optional_size, share
+from masksam_deploy.cli.help import Command, OptionGroup
+from masksam_deploy.cli.values import CALIBRATOR, DEVICE, FILE, PRECISION, TARGET, THREADS, optional_size, share
 
 if TYPE_CHECKING:
     from masksam_deploy.runtimes.spec import Precision
 
 TYPED = "masksam_deploy.typed"
-PRECISION = click.Choice(["fp32", "fp16", "bf16", "int8"])
+"""Where the context keeps the arguments as they were typed."""
+
+precisions = OptionGroup("Precision")
+targets = OptionGroup("Target")
+int8 = OptionGroup("Calibration for int8")
+gate = OptionGroup("Dice gate")
+tensorrt = OptionGroup("TensorRT")
+general = OptionGroup("Hardware and output")
+
+EXAMPLES = {
+    "int8 for CPUs": "masksam-deploy build-engine lv.masksam --int8 --calibration scans/",
+    "fp16 for the NVIDIA GPU of this machine": "masksam-deploy build-engine lv.masksam --fp16 --target tensorrt",
+    "int8 but for one graph, judged on scans with references": "masksam-deploy build-engine lv.masksam --int8 \\\n"
+    "    --graph decoder=fp16 --calibration scans/ \\\n    --validation imagesVal/ --references labelsVal/",
+}
 
 
 def _batches(_: click.Context, __: click.Parameter, text: str) -> tuple[int, int, int]:
@@ -39,82 +54,131 @@ def _overrides(_: click.Context, __: click.Parameter, texts: tuple[str, ...]) ->
     return chosen
 
 
-class _Recorded(click.Command):
-    """Keeps what was typed: an engine's record says how to make it again."""
+class _RecordedCommand(Command):
+    """Keeps the arguments as they were typed, because the record of an engine says how to build it again."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         ctx.meta[TYPED] = list(args)
         return super().parse_args(ctx, args)
 
 
-@click.command("build-engine", cls=_Recorded, short_help="Build a faster engine, judged by Dice.")
+@click.command(
+    "build-engine", cls=_RecordedCommand, short_help="Build a faster engine and judge it by Dice.", examples=EXAMPLES
+)
 @click.argument("bundle", type=FILE)
-@click.option("--fp16", "precision", flag_value="fp16", help="Weights and most activations in float16.")
-@click.option("--bf16", "precision", flag_value="bf16", help="The same in bfloat16, where the target has it.")
-@click.option("--int8", "precision", flag_value="int8", help="Linears and convolutions in int8; needs --calibration.")
-@click.option("--fp32", "precision", flag_value="fp32", help="Everything in float32.")
-@click.option(
+@precisions("--fp16", "precision", flag_value="fp16", help="Weights and most activations in float16.")
+@precisions("--bf16", "precision", flag_value="bf16", help="The same in bfloat16, where the target supports it.")
+@precisions(
+    "--int8", "precision", flag_value="int8", help="Linear layers and convolutions in int8. Needs --calibration."
+)
+@precisions("--fp32", "precision", flag_value="fp32", help="Everything in float32.")
+@precisions(
     "--graph",
     "overrides",
     multiple=True,
     callback=_overrides,
     metavar="NAME=PRECISION",
-    help="Another precision for one graph, e.g. decoder=fp16; repeat for more.",
+    help="Another precision for one graph, e.g. decoder=fp16. Repeat for more.",
 )
-@click.option(
+@targets(
     "--target",
-    type=click.Choice(["onnxruntime", "tensorrt", "rtx"]),
+    type=TARGET,
     default="onnxruntime",
     show_default=True,
     help="Runtime: ONNX Runtime, TensorRT, or TensorRT for RTX (which builds on machines without a GPU).",
 )
-@click.option(
-    "--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Of target onnxruntime."
+@targets("--device", type=DEVICE, default="cpu", show_default=True, help="Device, for target onnxruntime.")
+@targets(
+    "--gpu",
+    metavar="SM,...",
+    help="GPUs to build for, for target rtx, e.g. sm86,sm89,sm120. Default: the GPU of this machine.",
 )
-@click.option("--gpu", help="rtx: the GPUs to build for, e.g. sm86,sm89,sm120 [this machine's].")
-@click.option(
+@targets(
+    "--batches",
+    default="1,1,2",
+    show_default=True,
+    callback=_batches,
+    metavar="MIN,BEST,MAX",
+    help="Numbers of windows that run at once: the smallest, the one to optimise for, and the largest.",
+)
+@int8(
     "--calibration",
     type=FILE,
     multiple=True,
-    help="Scan, or folder of scans, on which ranges are measured; repeat for more [the validation scans; int8 wants "
-    "its own].",
+    help="Scan, or folder of scans, on which ranges of activations are measured. Repeat for more. Required for int8; "
+    "default otherwise: the validation scans.",
 )
-@click.option(
+@int8(
     "--calibration-windows",
     "windows",
     type=click.IntRange(8),
     default=32,
     show_default=True,
-    help="Most windows of these scans; each is a run of the network.",
+    metavar="N",
+    help="Most windows of these scans to use. The network runs once for each.",
 )
-@click.option("--calibrator", type=click.Choice(["percentile", "entropy"]), default="percentile", show_default=True)
-@click.option("--exclude", type=FILE, help="Exclusion list of 'sensitivity' [the bundle's own, if there is one].")
-@click.option(
+@int8(
+    "--calibrator",
+    type=CALIBRATOR,
+    default="percentile",
+    show_default=True,
+    help="How ranges are chosen from the measured values.",
+)
+@int8(
+    "--exclude",
+    type=FILE,
+    help="List of layers that stay out of int8, written by 'sensitivity'. Default: the bundle's own list, if it has "
+    "one.",
+)
+@gate(
     "--validation",
     type=FILE,
     multiple=True,
-    help="Scan, or folder of scans, for the gate; repeat for more [those that the bundle carries].",
+    help="Scan, or folder of scans, to judge the engine by. Repeat for more. Default: the scans in the bundle.",
 )
-@click.option("--references", type=FILE, help="Label map of the one validation scan, or folder of NAME.nii.gz.")
-@click.option("--max-mean-loss", type=float, callback=share, help="Mean Dice that may be lost [0.001; int8 0.005].")
-@click.option("--max-class-loss", type=float, callback=share, help="The same for a class [0.003; int8 0.010].")
-@click.option("--strict", is_flag=True, help="Fail, instead of giving the graph at fault a larger precision.")
-@click.option("--no-gate", is_flag=True, help="Build without comparing anything; the engine says so ever after.")
-@click.option("--batches", default="1,1,2", show_default=True, callback=_batches, help="Windows: least,best,most.")
-@click.option("--workspace", callback=optional_size, help="GPU memory for a layer, e.g. 2G [all there is].")
-@click.option("--optimization-level", type=click.IntRange(0, 5), help="TensorRT: 0 builds fast, 5 tries most [3].")
-@click.option("--timing-cache", type=FILE, help="TensorRT: measurements to start from and add to.")
-@click.option("--hardware-compatible", is_flag=True, help="TensorRT: one engine for every GPU from Ampere on.")
-@click.option("--version-compatible", is_flag=True, help="TensorRT 10: an engine that 11 runs too.")
-@click.option("--strip-weights", is_flag=True, help="An engine without weights.")
-@click.option("--threads", type=click.IntRange(1), help="CPU threads for calibration and gate [all cores].")
-@click.option("--json", "as_json", is_flag=True, help="Print the engine's record instead of a summary.")
-def build_engine(**options: object) -> None:
+@gate("--references", type=FILE, help="Label map of the one validation scan, or folder of NAME.nii.gz.")
+@gate(
+    "--max-mean-loss",
+    type=float,
+    callback=share,
+    metavar="DICE",
+    help="Largest loss of mean Dice that is allowed. Default: 0.001; with int8 0.005.",
+)
+@gate(
+    "--max-class-loss",
+    type=float,
+    callback=share,
+    metavar="DICE",
+    help="Largest loss of Dice of one class that is allowed. Default: 0.003; with int8 0.010.",
+)
+@gate(
+    "--strict",
+    is_flag=True,
+    help="Fail if too much Dice is lost. Default: the graph that loses most gets a larger precision.",
+)
+@gate("--no-gate", is_flag=True, help="Build without judging. The engine is permanently marked as unchecked.")
+@tensorrt("--workspace", callback=optional_size, metavar="SIZE", help="GPU memory per layer, e.g. 2G. Default: all.")
+@tensorrt(
+    "--optimization-level",
+    type=click.IntRange(0, 5),
+    metavar="LEVEL",
+    help="0 builds fastest, 5 tries most. Default: 3.",
+)
+@tensorrt("--timing-cache", type=FILE, help="File of measurements to start from, and to add new ones to.")
+@tensorrt("--hardware-compatible", is_flag=True, help="Build one engine for every GPU from Ampere on.")
+@tensorrt("--version-compatible", is_flag=True, help="TensorRT 10: build an engine that TensorRT 11 can also run.")
+@tensorrt("--strip-weights", is_flag=True, help="Build an engine without weights.")
+@general("--threads", type=THREADS, metavar="N", help="CPU threads for calibration and gate. Default: all cores.")
+@general("--json", "as_json", is_flag=True, help="Print the engine's record as JSON instead of a summary.")
+def build_engine(**options: Any) -> None:
     """Build an engine from BUNDLE and keep it in BUNDLE/engines/.
 
-    The graphs are converted, then compared with the float32 graphs on validation scans: what Dice is lost decides.
-    A graph that loses too much falls back (int8, fp16, fp32), and the report says so.
-    """
-    from masksam_deploy.cli.run_build_engine import run_build_engine
+    The graphs are converted and then compared with the float32 graphs on validation scans: the Dice gate allows only
+    a small loss of Dice. A graph that loses more is built in a larger precision (int8, fp16, fp32), and the report
+    says so.
 
-    run_build_engine(**options)  # type: ignore[arg-type]
+    Delete `engines/` from bundles you did not build: their contents are executed.
+    """
+    from masksam_deploy.cli.run_build_engine import BuildEngineRequest, run_build_engine
+
+    run_build_engine(BuildEngineRequest(**options))

@@ -1,4 +1,4 @@
-"""A bundle for people to read: the tables of `masksam-deploy inspect`."""
+"""The tables of `masksam-deploy inspect`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _DECISIONS = {
 
 
 def report(bundle: Bundle, file: IO[str], *, verified: bool) -> None:
-    """Write the report; colours only if `file` is a terminal."""
+    """Write the tables, in colour only if `file` is a terminal."""
     console = open_console(file)
     manifest = bundle.manifest
     state = "every file matches its hash" if verified else "NOT verified: hashes were skipped"

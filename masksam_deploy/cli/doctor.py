@@ -9,14 +9,21 @@ from pathlib import Path
 
 import click
 
+from masksam_deploy.cli.help import Command
 
-@click.command()
+EXAMPLES = {
+    "Show what this machine can run": "masksam-deploy doctor",
+    "Show which engines of a bundle are valid here": "masksam-deploy doctor lv.masksam",
+}
+
+
+@click.command(cls=Command, short_help="Show what this machine can build and run.", examples=EXAMPLES)
 @click.argument("bundle", required=False, type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def doctor(bundle: Path | None, as_json: bool) -> None:
     """Show what this machine can build and run, what is missing, and how to get it.
 
-    With BUNDLE, also verify it, and list its engines and which of them are valid here.
+    With BUNDLE, the bundle is verified as well, and its engines are listed with whether they are valid here.
     """
     from masksam_deploy.bundle.directory import Bundle
     from masksam_deploy.doctor import diagnose

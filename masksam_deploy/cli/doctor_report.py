@@ -1,4 +1,4 @@
-"""What `masksam-deploy doctor` found, for people."""
+"""The tables of `masksam-deploy doctor`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from masksam_deploy.engines.choose import engine_states
 
 
 def report(found: Diagnosis, bundle: Bundle | None, file: IO[str]) -> None:
-    """Write the tables; colours only if `file` is a terminal."""
+    """Write the tables, in colour only if `file` is a terminal."""
     console = open_console(file)
     console.print(table("Machine", words("", ""), found.machine.items()))
     console.print(table("NVIDIA", words("", ""), _gpu_rows(found.gpus)))

@@ -1,4 +1,4 @@
-"""A click group that imports a command's module when the command runs, and not before."""
+"""A click group that imports the module of a command only when that command runs."""
 
 from __future__ import annotations
 
@@ -7,34 +7,38 @@ from importlib import import_module
 import click
 
 from masksam_deploy.base.errors import MaskSamError
+from masksam_deploy.cli.help import Group
 
 ENTRY_POINTS = "masksam_deploy.commands"
 """Entry-point group through which other packages (the torch side) add commands."""
 
-# name -> (where it is, the first line of its help, repeated here so that the list needs no import)
+# name -> (where it is, its short help, repeated here so that the list of commands needs no import)
 _BUILT_IN = {
-    "bench": ("masksam_deploy.cli.bench:bench", "Measure a bundle stage by stage, after checking it."),
-    "build-engine": ("masksam_deploy.cli.build_engine:build_engine", "Build a faster engine, judged by Dice."),
-    "compare": ("masksam_deploy.cli.compare:compare", "Compare two bundles by their label maps of the same scans."),
-    "doctor": ("masksam_deploy.cli.doctor:doctor", "Show what this machine can build and run, and what is missing."),
+    "bench": ("masksam_deploy.cli.bench:bench", "Measure how fast a bundle runs here, after checking it."),
+    "build-engine": ("masksam_deploy.cli.build_engine:build_engine", "Build a faster engine and judge it by Dice."),
+    "compare": ("masksam_deploy.cli.compare:compare", "Compare the label maps of two bundles on the same scans."),
+    "doctor": ("masksam_deploy.cli.doctor:doctor", "Show what this machine can build and run."),
     "evaluate": ("masksam_deploy.cli.evaluate:evaluate", "Compare label maps with references."),
-    "infer": ("masksam_deploy.cli.infer:infer", "Segment a scan, or many, with a bundle."),
+    "infer": ("masksam_deploy.cli.infer:infer", "Segment one scan or many with a bundle."),
     "inspect": ("masksam_deploy.cli.inspect:inspect", "Show what a bundle holds, and verify it."),
     "pack": ("masksam_deploy.cli.pack:pack", "Put a bundle into one file."),
-    "sensitivity": ("masksam_deploy.cli.sensitivity:sensitivity", "Rank layers by what int8 does to them."),
+    "sensitivity": ("masksam_deploy.cli.sensitivity:sensitivity", "Rank layers by the accuracy they lose in int8."),
     "unpack": ("masksam_deploy.cli.unpack:unpack", "Restore a bundle from its packed file, and verify it."),
 }
 
 
-class LazyGroup(click.Group):
-    """Commands from the table above and from the entry-point group, built-in ones first and winning."""
+class LazyGroup(Group):
+    """The commands of the table above and of the entry-point group; a built-in command hides another of its name."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Names of all commands; nothing of ours is imported for it."""
+        """Names of all commands; no command is imported."""
         return [*_BUILT_IN, *sorted(set(_entry_points()) - set(_BUILT_IN))]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import one command; None if there is none of that name.
+        """Import one command.
+
+        Returns:
+            The command; None if there is none of this name.
 
         Raises:
             MaskSamError: the module of a command cannot be imported.

@@ -1,218 +1,147 @@
-"""`masksam-deploy infer`: a scan in, a label map out; or a folder of them."""
+"""`masksam-deploy infer`: label maps of one scan or of many."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from math import isfinite
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import click
 
-from masksam_deploy.cli.values import FILE, optional_size, size_in_bytes
+from masksam_deploy.cli.help import Command, OptionGroup
+from masksam_deploy.cli.values import (
+    ACCUMULATOR,
+    BACKEND,
+    DEVICE,
+    FILE,
+    LABEL_SUFFIX,
+    PRECISION,
+    PROFILE,
+    SCORES_ON,
+    THREADS,
+    available_or_size,
+    optional_size,
+    window_step,
+)
 
-if TYPE_CHECKING:
-    from masksam_deploy.engines.choose import Backend
-    from masksam_deploy.engines.profiles import ProfileName
-    from masksam_deploy.runtimes.base import Device
-    from masksam_deploy.runtimes.spec import Precision
-    from masksam_deploy.scan_path.segmenter import ScoresOn
-    from masksam_deploy.scan_path.windows import Accumulator
+files = OptionGroup("Input and output")
+many = OptionGroup("Many scans")
+inference = OptionGroup("Inference")
+hardware = OptionGroup("Runtime and hardware")
+
+EXAMPLES = {
+    "Segment one scan": "masksam-deploy infer scan.nii.gz -b lv.masksam -o seg.nii.gz",
+    "Segment a folder of scans, and go on after an interruption": "masksam-deploy infer scans/ -b lv.masksam -o out/\n"
+    "masksam-deploy infer scans/ -b lv.masksam -o out/ --resume",
+    "Run faster, and draw a picture to check": "masksam-deploy infer scan.nii.gz -b lv.masksam -o seg.nii.gz \\\n"
+    "    --profile fast --overlay seg.png",
+}
 
 
-def checked_step(_: click.Context, __: click.Parameter, value: float | None) -> float | None:
-    """A distance of windows that `Segmenter` takes; None if none was typed."""
-    from masksam_deploy.scan_path.segmenter import SMALLEST_STEP
-
-    if value is not None and not (isfinite(value) and SMALLEST_STEP <= value <= 1):
-        raise click.BadParameter(f"{value} is not in the range from {SMALLEST_STEP} to 1")
-    return value
-
-
-@click.command(short_help="Segment a scan, or many, with a bundle.")
+@click.command(cls=Command, short_help="Segment one scan or many with a bundle.", examples=EXAMPLES)
 @click.argument("scans", metavar="SCAN...", nargs=-1, required=True, type=FILE)
-@click.option("-b", "--bundle", required=True, type=FILE, help="Bundle directory.")
-@click.option(
+@files("-b", "--bundle", required=True, type=FILE, help="Bundle directory.")
+@files(
     "-o",
     "--output",
     required=True,
     type=FILE,
-    help="Label map (.nii.gz .nii .nrrd .mha); or, for many scans, a folder.",
+    help="Label map to write (.nii.gz, .nii, .nrrd or .mha). For many scans: a folder.",
 )
-@click.option(
+@files(
     "-c",
     "--channel",
     "channels",
     multiple=True,
     type=FILE,
-    help="Further input channel, in the model's order; repeat for more.",
+    help="Further input channel of the scan, in the model's order. Repeat for more.",
 )
-@click.option("--overlay", type=FILE, help="Draw a contact sheet (.png).")
-@click.option("--report", type=FILE, help="Write volumes, timings and hashes (.json).")
-@click.option("--overlays", is_flag=True, help="Many scans: draw a contact sheet of each.")
-@click.option(
-    "--suffix",
-    type=click.Choice([".nii.gz", ".nii", ".nrrd", ".mha"]),
-    help="Many scans: type of the label maps [.nii.gz].",
-)
-@click.option("--resume", is_flag=True, help="Many scans: skip those that an earlier run into the folder did.")
-@click.option("--force", is_flag=True, help="Many scans: do all again, and replace what is in the folder.")
-@click.option(
-    "--device",
-    type=click.Choice(["cpu", "cuda"]),
-    help="Where it must run [anywhere for engines of TensorRT, the CPU for ONNX Runtime].",
-)
-@click.option(
-    "--backend",
-    type=click.Choice(["auto", "onnxruntime", "tensorrt", "rtx"]),
-    default="auto",
-    show_default=True,
-    help="Runtime; auto takes the fastest engine in the bundle that is valid here.",
-)
-@click.option(
+@files("--overlay", type=FILE, help="Contact sheet to draw (.png): slices with the labels' contours.")
+@files("--report", type=FILE, help="Report to write (.json): volumes, settings, timings and hashes.")
+@files("--json", "as_json", is_flag=True, help="Print the report as JSON instead of a summary.")
+@many("--overlays", is_flag=True, help="Draw a contact sheet of every scan.")
+@many("--suffix", type=LABEL_SUFFIX, help="File type of the label maps. Default: .nii.gz.")
+@many("--resume", is_flag=True, help="Skip scans that an earlier run into the output folder has segmented.")
+@many("--force", is_flag=True, help="Segment all scans again and replace what is in the output folder.")
+@inference(
     "--profile",
-    type=click.Choice(["fast", "balanced", "accurate"]),
-    help="Step, mirroring and precision in one; prints what that was measured to cost. What is typed besides it wins.",
+    type=PROFILE,
+    help="Choose step, mirroring and precision together, and print the Dice that this cost when it was measured. "
+    "Options you type override the profile.",
 )
-@click.option(
+@inference(
     "--precision",
-    type=click.Choice(["fp32", "fp16", "bf16", "int8"]),
-    help="Only an engine that was built so; fp32 are the bundle's own graphs [the fastest there is].",
+    type=PRECISION,
+    help="Precision. fp32 runs the bundle's own graphs; the others need an engine that was built in this precision. "
+    "Default: the fastest that is valid here.",
 )
-@click.option(
+@inference(
     "--tta/--no-tta",
     default=None,
-    help="Average over mirrored windows where the bundle allows it [on, or the profile's].",
+    help="Average over mirrored windows (test-time augmentation) where the bundle allows it. Default: on, or as the "
+    "profile says.",
 )
-@click.option(
-    "--accumulator",
-    type=click.Choice(["float32", "float16"]),
-    default="float32",
-    show_default=True,
-    help="float16 repeats the training code's arithmetic, which loses accuracy near the scan's corners.",
-)
-@click.option(
+@inference(
     "--step",
     type=float,
-    callback=checked_step,
-    help="Distance of windows as a share of the patch [0.5, or the profile's].",
+    callback=window_step,
+    metavar="SHARE",
+    help="Distance between windows as a share of the patch size. Default: 0.5, or as the profile says.",
 )
-@click.option("--threads", type=click.IntRange(1), help="CPU threads for the network [all cores].")
-@click.option("--max-ram", callback=size_in_bytes, help="Refuse scans that need more, e.g. 8G [what is free now].")
-@click.option(
+@inference(
+    "--accumulator",
+    type=ACCUMULATOR,
+    default="float32",
+    show_default=True,
+    help="Number type in which class scores are summed. float16 repeats the arithmetic of the training code, which "
+    "loses accuracy near the scan's corners.",
+)
+@hardware("--device", type=DEVICE, help="Device. Default: CPU for ONNX Runtime, GPU for TensorRT.")
+@hardware(
+    "--backend",
+    type=BACKEND,
+    default="auto",
+    show_default=True,
+    help="Runtime. auto chooses the fastest engine in the bundle that is valid on this machine.",
+)
+@hardware("--threads", type=THREADS, metavar="N", help="CPU threads for the network. Default: all cores.")
+@hardware(
+    "--max-ram",
+    callback=available_or_size,
+    metavar="SIZE",
+    help="Refuse scans that need more memory than this, e.g. 8G. Default: the memory that is free now.",
+)
+@hardware(
     "--max-vram",
     callback=optional_size,
-    help="GPU memory that an engine of TensorRT may take, e.g. 4G: fewer windows run at once, or it is refused.",
+    metavar="SIZE",
+    help="GPU memory that a TensorRT engine may use, e.g. 4G. Fewer windows run at once, or the engine is refused.",
 )
-@click.option(
+@hardware(
     "--scores-on",
-    type=click.Choice(["cpu", "gpu"]),
+    type=SCORES_ON,
     default="cpu",
     show_default=True,
-    help="Where class scores are summed, resampled and decided; gpu needs an engine of TensorRT and CuPy.",
+    help="Where class scores are summed, resampled and turned into labels. gpu needs a TensorRT engine and CuPy.",
 )
-@click.option(
+@hardware(
     "--run-timeout",
     type=click.IntRange(1, 10_000_000),
     metavar="SECONDS",
-    help="Give up when one part of the network takes longer for one window, in ONNX Runtime [3600].",
+    help="ONNX Runtime: stop when one graph takes longer than this for one window. Default: 3600.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the report instead of a summary.")
-def infer(
-    scans: tuple[Path, ...],
-    bundle: Path,
-    output: Path,
-    channels: tuple[Path, ...],
-    overlay: Path | None,
-    report: Path | None,
-    overlays: bool,
-    suffix: str | None,
-    resume: bool,
-    force: bool,
-    device: Device | None,
-    backend: Backend,
-    profile: ProfileName | None,
-    precision: Precision | None,
-    tta: bool | None,
-    accumulator: Accumulator,
-    step: float | None,
-    threads: int | None,
-    max_ram: int | None,
-    max_vram: int | None,
-    scores_on: ScoresOn,
-    run_timeout: int | None,
-    as_json: bool,
-) -> None:
-    """Segment SCAN, a NIfTI, NRRD or MetaImage file or a folder with one DICOM series.
+def infer(**options: Any) -> None:
+    """Segment SCAN with a bundle and write its label map.
 
-    The label map gets the scan's exact geometry. Outputs appear together, complete, or not at all.
+    SCAN is a NIfTI, NRRD or MetaImage file, or a folder with one DICOM series. The label map has exactly the scan's
+    geometry. The outputs of a scan are written together, or none of them is.
 
-    Many scans, given as several SCANs or as a folder of files (CASE_0000.nii.gz, CASE_0001.nii.gz ... where the model
-    has several channels) or of DICOM folders, need a folder as output, which gets CASE.nii.gz of each and report.json,
-    written after every scan. One that fails does not stop the others.
+    To segment many scans, give several SCANs or a folder of scans, and a folder as OUTPUT. The scans in a folder are
+    files (CASE_0000.nii.gz, CASE_0001.nii.gz ... for a model with several channels) or folders with one DICOM series
+    each. OUTPUT gets CASE.nii.gz for every scan and report.json, which is kept up to date. When a scan fails, the
+    others are still segmented.
 
-    Exit codes: 0 all done; 2 refused, or nothing can be done; 4 some of many scans failed, the others are done.
+    Exit codes: 0 all scans were segmented; 2 the call was refused, or nothing could be done; 4 some of many scans
+    failed, the others were segmented.
     """
-    from masksam_deploy.cli.open_segmenter import Running
-    from masksam_deploy.engines.profiles import choose
+    from masksam_deploy.cli.run_infer import InferRequest, run_infer
 
-    if device == "cpu" and backend in ("tensorrt", "rtx"):
-        raise click.UsageError(f"--backend {backend} runs on a GPU, --device cpu does not: give one of them")
-    chosen = choose(profile, step=step, tta=tta, precision=precision)
-    how = Running(chosen, device, backend, accumulator, threads, max_ram, max_vram, scores_on, run_timeout)
-    one = {"--channel": bool(channels), "--overlay": overlay is not None, "--report": report is not None}
-    many = {"--overlays": overlays, "--suffix": suffix is not None, "--resume": resume, "--force": force}
-    if _is_one(scans, output):
-        _refuse(many, "is for many scans, with a folder as output")
-        from masksam_deploy.cli.infer_scan import infer_scan
-        from masksam_deploy.outputs.one_scan import Outputs
-
-        infer_scan((*scans, *channels), bundle, Outputs(output, overlay, report), how, as_json=as_json)
-        return
-    _refuse(one, _INSTEAD)
-    if resume and force:
-        raise click.UsageError("--resume skips what is done, --force does it again: give one of them")
-    from masksam_deploy.cli.infer_folder import Wanted, infer_folder
-
-    infer_folder(scans, bundle, Wanted(output, suffix or ".nii.gz", overlays, resume, force), how, as_json=as_json)
-
-
-_INSTEAD = {
-    "--channel": "belongs to one scan and a label file; of many, name the channels' files CASE_0000, CASE_0001 ...",
-    "--overlay": "belongs to one scan and a label file; --overlays draws one of each",
-    "--report": "belongs to one scan and a label file; of many, OUTPUT/report.json is always written",
-}
-
-
-def _is_one(scans: tuple[Path, ...], output: Path) -> bool:
-    """Whether one scan and one label file are meant.
-
-    Raises:
-        OutputError: several scans and a label file are given, or one and neither a label file nor a folder.
-    """
-    from masksam_deploy.base.errors import OutputError
-    from masksam_deploy.base.text import shown
-    from masksam_deploy.io.write_labels import LABEL_SUFFIXES
-
-    names_a_file = output.name.lower().endswith((*LABEL_SUFFIXES, ".mhd", ".nhdr")) and not output.is_dir()
-    if names_a_file and len(scans) > 1:
-        raise OutputError(
-            f"{shown(output)}: found the name of one label map for {len(scans)} scans, expected a folder; give one "
-            "(further channels of one scan go with --channel)"
-        )
-    if len(scans) > 1 or output.is_dir():
-        return False
-    if not names_a_file and not output.suffix and scans[0].is_file():
-        # A folder is made for a folder of scans; for one file, a name without a type is more likely a slip.
-        raise OutputError(
-            f"{shown(output)}: found a name without a type, expected one of {', '.join(LABEL_SUFFIXES)}; add it, or "
-            "make that folder first"
-        )
-    return names_a_file or scans[0].is_file()
-
-
-def _refuse(given: Mapping[str, bool], why: str | Mapping[str, str]) -> None:
-    """Options that belong to the other form."""
-    for name, is_given in given.items():
-        if is_given:
-            raise click.UsageError(f"{name} {why if isinstance(why, str) else why[name]}")
+    run_infer(InferRequest(**options))

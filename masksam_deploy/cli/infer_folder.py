@@ -1,4 +1,4 @@
-"""The infer command's work on many scans: find them, refuse what cannot be, run all, tell what became of each."""
+"""The infer command on many scans: find them, check the call, segment them all, and print the outcome of each."""
 
 from __future__ import annotations
 
@@ -28,36 +28,36 @@ from masksam_deploy.batch.pipeline import Batch
 from masksam_deploy.batch.report import REPORT_NAME, Entry, Job
 from masksam_deploy.bundle.directory import Bundle
 from masksam_deploy.cli.open_segmenter import (
-    Running,
-    how_mirrored,
+    RunSettings,
+    mirroring,
     open_segmenter,
-    scores_came_down,
+    runtime_summary,
+    scores_fallback,
     start_workers,
-    what_ran,
 )
 from masksam_deploy.cli.progress import progress_bar
 from masksam_deploy.cli.stdout import discard_stdout
 from masksam_deploy.cli.warn import warn
-from masksam_deploy.engines.profiles import in_words
+from masksam_deploy.engines.profiles import profile_summary
 from masksam_deploy.io.cases import ScanFiles, find_scans
 from masksam_deploy.outputs.one_scan import Outputs
 from masksam_deploy.outputs.overlay import require_pillow
 from masksam_deploy.scan_path.report import Stopwatch
 from masksam_deploy.scan_path.windows import Progress
 
-_AMONG_SCANS = "'{}' is a folder of scans itself; give another folder"
+_AMONG_SCANS = "{}: found an output folder that is a folder of scans itself; give another folder"
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What many scans leave behind.
+class FolderOutputs:
+    """What is written for many scans.
 
     Attributes:
-        folder: where all of it goes.
-        suffix: of the label maps, the type.
-        overlays: whether to draw a picture of each.
-        resume: skip what an earlier run did.
-        force: do all again, whatever is there.
+        folder: gets all outputs.
+        suffix: file type of the label maps.
+        overlays: whether to draw a contact sheet of every scan.
+        resume: skip scans that an earlier run into the folder has segmented.
+        force: segment all scans again and replace what is in the folder.
     """
 
     folder: Path
@@ -67,53 +67,64 @@ class Wanted:
     force: bool
 
 
-def infer_folder(paths: Sequence[Path], bundle: Path, wanted: Wanted, how: Running, *, as_json: bool) -> None:
-    """Segment all scans at some paths; see the command's options.
+def infer_folder(
+    paths: Sequence[Path], bundle: Path, outputs: FolderOutputs, settings: RunSettings, *, as_json: bool
+) -> None:
+    """Segment all scans at some paths.
+
+    Args:
+        paths: files, DICOM folders, and folders of these.
+        bundle: directory.
+        outputs: what to write.
+        settings: how to segment.
+        as_json: whether to print the report as JSON instead of a line per scan.
 
     Raises:
+        ScanError, BundleError, OutputError: the call is refused as a whole; no label map is written.
+        EngineError, BackendError, MemoryLimitError: the network cannot run here.
         ScansFailedError: a scan failed; the others are done.
     """
-    if wanted.overlays:
+    if outputs.overlays:
         require_pillow()
-    start_workers(how)
+    start_workers(settings)
     watch = Stopwatch()
     with watch.stage("verify_bundle"):
         loaded = Bundle.load(bundle)
-    jobs = _jobs(paths, bundle, wanted, loaded.channels)
+    jobs = _jobs(paths, bundle, outputs, loaded.channels)
     with ExitStack() as stack:
-        past = stack.enter_context(_earlier(jobs, wanted))
-        _make_folder(wanted.folder)
-        segmenter, settings = stack.enter_context(open_segmenter(loaded, how, watch))
-        run, before = Run.of(segmenter, settings), watch.rounded()
-        ledger = stack.enter_context(Ledger(wanted.folder, jobs, run, past, before, redo=wanted.force))
-        teller = _Teller(len(jobs), silent=as_json)
-        teller.say(f"{what_ran(settings)}, {how_mirrored(settings)}: {len(jobs)} scan(s)")
-        if how.chosen.profile:
-            teller.say(in_words(how.chosen, settings))
-        with _interruption_told(ledger):
-            with Batch(segmenter, ledger, max_ram=how.max_ram, tell=teller.tell) as batch:
-                batch.run(jobs, teller.bar)
+        past = stack.enter_context(_earlier(jobs, outputs))
+        _make_folder(outputs.folder)
+        segmenter, ran = stack.enter_context(open_segmenter(loaded, settings, watch))
+        run, before = Run.of(segmenter, ran), watch.rounded()
+        ledger = stack.enter_context(Ledger(outputs.folder, jobs, run, past, before, redo=outputs.force))
+        printer = _Printer(len(jobs), silent=as_json)
+        printer.line(f"{runtime_summary(ran)}, {mirroring(ran)}: {len(jobs)} scan(s)")
+        if settings.inference.profile:
+            printer.line(profile_summary(settings.inference, ran))
+        with _hint_to_resume(ledger):
+            with Batch(segmenter, ledger, max_ram=settings.max_ram, tell=printer.outcome) as batch:
+                batch.run(jobs, printer.bar)
             ledger.finish()
         if as_json:
             for part in ledger.report_text():
                 click.echo(part, nl=False)
         else:
-            _sum_up(ledger, wanted.folder, teller.say)
-        _check_all_done(ledger, wanted.folder)
+            _print_totals(ledger, outputs.folder, printer.line)
+        _check_all_done(ledger, outputs.folder)
 
 
-def _jobs(paths: Sequence[Path], bundle: Path, wanted: Wanted, channels: int) -> list[Job]:
+def _jobs(paths: Sequence[Path], bundle: Path, outputs: FolderOutputs, channels: int) -> list[Job]:
     """All scans with their outputs.
 
     Raises:
         ScanError: there are none, or two would get one name.
         OutputError: the outputs would lie among the inputs.
     """
-    _check_place(paths, bundle, wanted.folder)
-    aside = {resolved(wanted.folder, OutputError), resolved(bundle, BundleError)}
+    _check_place(paths, bundle, outputs.folder)
+    aside = {resolved(outputs.folder, OutputError), resolved(bundle, BundleError)}
     scans = find_scans(paths, channels, aside, warn)
-    jobs = [Job(scan, _outputs(scan, wanted)) for scan in scans]
-    _check_outputs(jobs, wanted.folder)
+    jobs = [Job(scan, _outputs(scan, outputs)) for scan in scans]
+    _check_outputs(jobs, outputs.folder)
     names: dict[str, Job] = {}
     for job in jobs:
         # Also where they differ in case only: other file systems would take them for one.
@@ -127,15 +138,18 @@ def _jobs(paths: Sequence[Path], bundle: Path, wanted: Wanted, channels: int) ->
     return jobs
 
 
-def _outputs(scan: ScanFiles, wanted: Wanted) -> Outputs:
-    picture = wanted.folder / f"{scan.case}.png" if wanted.overlays else None
-    return Outputs(wanted.folder / f"{scan.case}{wanted.suffix}", picture)
+def _outputs(scan: ScanFiles, outputs: FolderOutputs) -> Outputs:
+    picture = outputs.folder / f"{scan.case}.png" if outputs.overlays else None
+    return Outputs(outputs.folder / f"{scan.case}{outputs.suffix}", picture)
 
 
 def _check_place(paths: Sequence[Path], bundle: Path, folder: Path) -> None:
     target = resolved(folder, OutputError)
     if resolved(bundle, BundleError) in (target, *target.parents):
-        raise OutputError(f"'{shown(folder)}' lies inside the bundle, which must stay as it is; write elsewhere")
+        raise OutputError(
+            f"{shown(folder)}: found an output folder that lies inside the bundle, which must not change; give another "
+            "folder"
+        )
     if target in {resolved(path, ScanError) for path in paths}:
         raise OutputError(_AMONG_SCANS.format(shown(folder)))
 
@@ -148,41 +162,41 @@ def _check_outputs(jobs: Sequence[Job], folder: Path) -> None:
     for job in jobs:
         for path in job.outputs.named().values():
             if resolved(path, OutputError) in scans:
-                raise OutputError(f"'{shown(path)}' is one of the scans; give another folder")
+                raise OutputError(f"{shown(path)}: found an output that is one of the scans; give another folder")
 
 
-def _earlier(jobs: Sequence[Job], wanted: Wanted) -> Past:
+def _earlier(jobs: Sequence[Job], outputs: FolderOutputs) -> Past:
     """What earlier runs into the folder say; with --force as far as it can be read.
 
     Raises:
         OutputError: files are there that must not be replaced unasked, or another run is at work in the folder.
     """
-    left = next(filter(os.path.lexists, (wanted.folder / LEDGER_NAME, wanted.folder / REPORT_NAME)), None)
-    if left and not wanted.resume and not wanted.force:
+    left = next(filter(os.path.lexists, (outputs.folder / LEDGER_NAME, outputs.folder / REPORT_NAME)), None)
+    if left and not outputs.resume and not outputs.force:
         raise OutputError(
-            f"{shown(left)}: found the report of an earlier run; skip what it did with --resume, do all of it again "
+            f"{shown(left)}: found the report of an earlier run; skip its scans with --resume, segment all scans again "
             "with --force, or give another folder"
         )
-    past = _readable_past(wanted)
+    past = _readable_past(outputs)
     foreign = [
         target for job in jobs if job.name not in past for target in job.outputs.named().values() if target.exists()
     ]
-    if foreign and not wanted.force:
+    if foreign and not outputs.force:
         with past:
             raise OutputError(
-                f"{shown(foreign[0])}: found {len(foreign)} file(s) that no run of infer wrote here, expected none of "
-                "that name; give another folder, or replace them with --force"
+                f"{shown(foreign[0])}: found {len(foreign)} file(s) that no run of infer wrote here, expected none; "
+                "give another folder, or replace them with --force"
             )
     return past
 
 
-def _readable_past(wanted: Wanted) -> Past:
+def _readable_past(outputs: FolderOutputs) -> Past:
     try:
-        return Past.found(wanted.folder) or Past()
+        return Past.found(outputs.folder) or Past()
     except LedgerInUseError:
         raise
     except OutputError:
-        if not wanted.force:
+        if not outputs.force:
             raise
         return Past(unreadable=True)  # such as another version's, which is what --force is advised for
 
@@ -197,17 +211,16 @@ def _make_folder(folder: Path) -> None:
     check_writable(folder / REPORT_NAME)
 
 
-class _Teller:
-    """A line for every scan, and a bar while the network runs on one."""
+class _Printer:
+    """Prints a line for every scan, and a progress bar while the network runs on one."""
 
     def __init__(self, count: int, *, silent: bool) -> None:
         self._count = count
-        self._told = 0
-        self._begun = 0
+        self._finished = 0
         self._silent = silent
 
-    def say(self, line: str) -> None:
-        """Print, but for `--json`; that nobody reads it any more is no reason to leave scans undone."""
+    def line(self, line: str) -> None:
+        """Print a line unless `--json` is given; when the reader has left, the remaining scans are still done."""
         if self._silent:
             return
         try:
@@ -215,12 +228,12 @@ class _Teller:
         except BrokenPipeError:
             discard_stdout()
 
-    def tell(self, entry: Entry) -> None:
-        """What became of a scan."""
-        self._told += 1
+    def outcome(self, entry: Entry) -> None:
+        """Print what became of a scan, and its warnings."""
+        self._finished += 1
         again = "done again: " if entry.is_done else ""
         note = f" ({again}{one_line(entry.note, limit=300)})" if entry.note else ""
-        self.say(f"{self._told}/{self._count} {one_line(entry.name)}: {_outcome(entry)}{note}")
+        self.line(f"{self._finished}/{self._count} {one_line(entry.name)}: {_outcome(entry)}{note}")
         for warning in _warnings(entry):
             warn(f"{one_line(entry.name)}: {warning}")
 
@@ -233,7 +246,7 @@ class _Teller:
 
 
 def _warnings(entry: Entry) -> list[str]:
-    """Of a scan that this run segmented; those of skipped ones were told by the run that did them."""
+    """The warnings of a scan that this run segmented; those of skipped scans were printed by the earlier run."""
     found = (entry.report or {}).get("warnings") if entry.status == "done" else None
     return [str(warning) for warning in found] if isinstance(found, list) else []
 
@@ -246,8 +259,8 @@ def _outcome(entry: Entry) -> str:
     seconds = (entry.report or {}).get("timings_s")
     total = sum(value for value in seconds.values() if isinstance(value, float)) if isinstance(seconds, dict) else 0.0
     scan = (entry.report or {}).get("scan")
-    came_down = scores_came_down(scan) if isinstance(scan, dict) else None
-    return f"done, {total:.1f} s" + (f", {came_down}" if came_down else "")
+    fallback = scores_fallback(scan) if isinstance(scan, dict) else None
+    return f"done, {total:.1f} s" + (f", {fallback}" if fallback else "")
 
 
 def _reason(entry: Entry) -> str:
@@ -257,14 +270,14 @@ def _reason(entry: Entry) -> str:
     return f"{why} (STILL THERE from an earlier run: {left})" if left else why
 
 
-def _sum_up(ledger: Ledger, folder: Path, say: Callable[[str], None]) -> None:
+def _print_totals(ledger: Ledger, folder: Path, print_line: Callable[[str], None]) -> None:
     counts = ", ".join(f"{ledger.totals[status]} {status}" for status in ("done", "skipped", "failed"))
-    say(f"{counts}; {ledger.seconds:.1f} s")
+    print_line(f"{counts}; {ledger.seconds:.1f} s")
     if ledger.totals["failed"]:
-        say("failed:")
+        print_line("failed:")
     for entry in ledger.failed():
-        say(f"  {one_line(entry.name)}: {_reason(entry)}")
-    say(f"report: {printable(folder / REPORT_NAME)}")
+        print_line(f"  {one_line(entry.name)}: {_reason(entry)}")
+    print_line(f"report: {printable(folder / REPORT_NAME)}")
 
 
 def _check_all_done(ledger: Ledger, folder: Path) -> None:
@@ -272,18 +285,18 @@ def _check_all_done(ledger: Ledger, folder: Path) -> None:
     if failed:
         raise ScansFailedError(
             f"{failed} of {ledger.scans} scans failed, expected a label map of each; "
-            f"{shown(folder / REPORT_NAME)} says why; correct them and go on with --resume"
+            f"{shown(folder / REPORT_NAME)} says why; correct the scans and go on with --resume"
         )
 
 
 @contextmanager
-def _interruption_told(ledger: Ledger) -> Iterator[None]:
-    """When the run stops early, say how to go on."""
+def _hint_to_resume(ledger: Ledger) -> Iterator[None]:
+    """When the run stops early, print how to continue it."""
     try:
         yield
     except (SystemExit, KeyboardInterrupt, MaskSamError):
         click.echo(
-            f"stopped after {ledger.complete} of {ledger.scans} scans; what is complete stays: go on with --resume",
+            f"stopped after {ledger.complete} of {ledger.scans} scans; complete results are kept: go on with --resume",
             err=True,
         )
         raise

@@ -1,4 +1,4 @@
-"""The infer command's work on one scan: check, read, segment, write everything or nothing, tell."""
+"""The infer command on one scan: check the call, read, segment, write all outputs or none, print a summary."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from masksam_deploy.base.text import one_line, printable, shown
 from masksam_deploy.base.volume import Volume
 from masksam_deploy.bundle.directory import Bundle
 from masksam_deploy.cli.open_segmenter import (
-    Running,
-    how_mirrored,
+    RunSettings,
+    mirroring,
     open_segmenter,
-    scores_came_down,
+    runtime_summary,
+    scores_fallback,
     start_workers,
-    what_ran,
 )
 from masksam_deploy.cli.progress import progress_bar
 from masksam_deploy.cli.warn import warn
-from masksam_deploy.engines.profiles import in_words
+from masksam_deploy.engines.profiles import profile_summary
 from masksam_deploy.io import read_volume
 from masksam_deploy.io.cases import find_scans
 from masksam_deploy.io.read import files_of
@@ -35,34 +35,48 @@ from masksam_deploy.scan_path.report import Report, Stopwatch
 from masksam_deploy.scan_path.segmenter import BYTES_PER_VOXEL
 
 
-def infer_scan(inputs: tuple[Path, ...], bundle: Path, outputs: Outputs, how: Running, *, as_json: bool) -> None:
-    """Segment one scan, given as one path per channel; see the command's options."""
+def infer_scan(
+    inputs: tuple[Path, ...], bundle: Path, outputs: Outputs, settings: RunSettings, *, as_json: bool
+) -> None:
+    """Segment one scan.
+
+    Args:
+        inputs: one path per channel, in the model's order.
+        bundle: directory.
+        outputs: what to write.
+        settings: how to segment.
+        as_json: whether to print the report as JSON instead of a summary.
+
+    Raises:
+        ScanError, BundleError, OutputError: an input or an output is refused; nothing is written.
+        EngineError, BackendError, MemoryLimitError: the network cannot run here.
+    """
     _check_paths(inputs, bundle, outputs)
-    start_workers(how)
+    start_workers(settings)
     watch = Stopwatch()
     with watch.stage("verify_bundle"):
         loaded = Bundle.load(bundle)
     _check_channels(inputs, loaded)
     with watch.stage("read"):
-        volume = _read(inputs, how.max_ram)
+        volume = _read(inputs, settings.max_ram)
         for warning in volume.warnings:
             warn(warning)
         files = described_scan(inputs)  # now: while the network runs, the scan may be moved or replaced
-    with open_segmenter(loaded, how, watch) as (segmenter, settings), progress_bar("network") as progress:
+    with open_segmenter(loaded, settings, watch) as (segmenter, ran), progress_bar("network") as progress:
         result = segmenter(volume, partial(progress, "network") if progress else None)
-    result.report.settings = settings
+    result.report.settings = ran
     title = f"{inputs[0].name}   {loaded.manifest.name}"
     write_results(volume, result, outputs, files, watch, title)
     if as_json:
         click.echo(json.dumps(result.report.to_dict(), indent=2))
         return
-    _tell(result.report, outputs)
-    if how.chosen.profile:
-        click.echo(in_words(how.chosen, settings))
+    _print_summary(result.report, outputs)
+    if settings.inference.profile:
+        click.echo(profile_summary(settings.inference, ran))
 
 
 def _check_paths(inputs: tuple[Path, ...], bundle: Path, outputs: Outputs) -> None:
-    """Refuse what cannot or must not be written before minutes of work: above all, nothing over patient data."""
+    """Refuse, before minutes of work, outputs that cannot be written, or that would overwrite a scan or the bundle."""
     check_label_name(outputs.labels)
     if outputs.overlay:
         require_pillow()
@@ -71,28 +85,32 @@ def _check_paths(inputs: tuple[Path, ...], bundle: Path, outputs: Outputs) -> No
         _check_suffix(outputs.report, ".json")
     scans = {resolved(path, ScanError) for path in inputs}
     if len(scans) < len(inputs):
-        raise ScanError("one file is given for two channels; give every channel its own")
+        raise ScanError("found one file given for two channels, expected a file for each; give every channel its own")
     scans |= {resolved(part, ScanError) for path in inputs if path.is_file() for part in files_of(path)}
     for path in outputs.named().values():
         place = resolved(path, OutputError)
         if place in scans:
-            raise OutputError(f"'{shown(path)}' is the scan itself; give the output another name")
+            raise OutputError(
+                f"{shown(path)}: found the scan itself as an output, expected a new file; give another name"
+            )
         if resolved(bundle, BundleError) in place.parents:
-            raise OutputError(f"'{shown(path)}' lies inside the bundle, which must stay as it is; write elsewhere")
+            raise OutputError(
+                f"{shown(path)}: found an output that lies inside the bundle, which must not change; write elsewhere"
+            )
         check_writable(path)
 
 
 def _check_suffix(path: Path, suffix: str) -> None:
     if path.suffix.lower() != suffix:
-        raise OutputError(f"'{shown(path)}': found '{path.suffix}' as its type, expected {suffix}; rename it")
+        raise OutputError(f"{shown(path)}: found the file type '{path.suffix}', expected {suffix}; rename it")
 
 
 def _check_channels(inputs: tuple[Path, ...], bundle: Bundle) -> None:
     if len(inputs) == bundle.channels:
         return
     names = ", ".join(bundle.manifest.recipe.channel_names)
-    todo = "give further ones with --channel" if len(inputs) < bundle.channels else "leave out some --channel"
-    raise ScanError(f"found {len(inputs)} input channel(s), the model expects {bundle.channels} ({names}); {todo}")
+    todo = "name the others with --channel" if len(inputs) < bundle.channels else "leave out the surplus --channel"
+    raise ScanError(f"found {len(inputs)} input channel(s), expected the model's {bundle.channels} ({names}); {todo}")
 
 
 def _read(inputs: tuple[Path, ...], max_ram: int | None) -> Volume:
@@ -108,20 +126,20 @@ def _read(inputs: tuple[Path, ...], max_ram: int | None) -> Volume:
         if [scan.paths for scan in found] == [inputs]:
             raise
         raise ScanError(
-            f"{error}; or, if that is a folder of {len(found)} scan(s): give --output a folder, and each gets its "
-            "label map there"
+            f"{error}; if this is a folder of {len(found)} scan(s), give --output a folder, which then gets the label "
+            "map of each"
         ) from error
 
 
-def _tell(result: Report, outputs: Outputs) -> None:
+def _print_summary(result: Report, outputs: Outputs) -> None:
     settings, seconds = result.settings, result.timings_s
     click.echo(
-        f"{what_ran(settings)}: {result.scan['windows']} windows, {how_mirrored(settings)}, "
+        f"{runtime_summary(settings)}: {result.scan['windows']} windows, {mirroring(settings)}, "
         f"network {seconds['network']:.1f} s of {sum(seconds.values()):.1f} s"
     )
-    came_down = scores_came_down(result.scan)
-    if came_down:
-        click.echo(came_down)
+    fallback = scores_fallback(result.scan)
+    if fallback:
+        click.echo(fallback)
     names = [one_line(label.name) for label in result.labels]
     width = max(map(len, names))
     for label, name in zip(result.labels, names, strict=True):

@@ -5,19 +5,32 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from masksam_deploy.bundle.directory import Bundle
+from masksam_deploy.cli.help import Command
+
+if TYPE_CHECKING:
+    from masksam_deploy.bundle.directory import Bundle
+
+EXAMPLES = {
+    "Show a bundle": "masksam-deploy inspect lv.masksam",
+    "Print its manifest for a program": "masksam-deploy inspect lv.masksam --json",
+}
 
 
-@click.command()
+@click.command(cls=Command, examples=EXAMPLES)
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print JSON for programs: the manifest and a summary.")
-@click.option("--no-verify", is_flag=True, help="Skip the hashes of the files (fast for large bundles).")
+@click.option("--json", "as_json", is_flag=True, help="Print the manifest and a summary as JSON.")
+@click.option("--no-verify", is_flag=True, help="Do not check the hashes of the files; faster for large bundles.")
 def inspect(bundle: Path, as_json: bool, no_verify: bool) -> None:
-    """Show what a bundle holds, and verify it."""
+    """Show what a bundle holds, and verify it.
+
+    Its network, preprocessing, labels, provenance and files are shown, and every file is compared with its hash.
+    """
+    from masksam_deploy.bundle.directory import Bundle
+
     loaded = Bundle.load(bundle, verify=not no_verify)
     if as_json:
         content = {
@@ -30,7 +43,7 @@ def inspect(bundle: Path, as_json: bool, no_verify: bool) -> None:
 
 
 def summary(bundle: Bundle, *, verified: bool) -> dict[str, Any]:
-    """What the manifest implies, computed: sizes, counts, and whether the hashes were checked."""
+    """Sizes and counts that follow from the manifest, and whether the hashes were checked."""
     sizes = {name: digest.bytes for name, digest in bundle.manifest.files.items()}
     return {
         "path": str(bundle.path),

@@ -1,4 +1,4 @@
-"""What the infer command's options say about running, and the segmenter that they ask for."""
+"""The segmenter that the options of the infer command ask for, and what it says about itself."""
 
 from __future__ import annotations
 
@@ -14,21 +14,28 @@ from masksam_deploy.base.text import one_line
 from masksam_deploy.bundle.directory import Bundle, file_digest
 from masksam_deploy.engines import profiles
 from masksam_deploy.engines.choose import Backend, Choice, open_network
-from masksam_deploy.engines.profiles import Chosen
+from masksam_deploy.engines.profiles import InferenceSettings
 from masksam_deploy.engines.store import RECORD_NAME
 from masksam_deploy.io.isolated_scan import start_reading
 from masksam_deploy.runtimes.base import Device
 from masksam_deploy.runtimes.onnxruntime import start_runtime
+from masksam_deploy.scan_path.place import ScoresOn
 from masksam_deploy.scan_path.report import Stopwatch
-from masksam_deploy.scan_path.segmenter import ON_CPU, ScoresOn, Segmenter
+from masksam_deploy.scan_path.segmenter import ON_CPU, Segmenter
 from masksam_deploy.scan_path.windows import Accumulator
 
 
 @dataclass(frozen=True)
-class Running:
-    """See the command's options."""
+class RunSettings:
+    """How scans are segmented: the options of `infer --help` under "Inference" and "Runtime and hardware".
 
-    chosen: Chosen
+    Attributes:
+        inference: step, mirroring and precision, after the profile and the options typed besides it.
+        max_ram, max_vram: bytes; None for no limit.
+        run_timeout: seconds; None for the default of ONNX Runtime's worker.
+    """
+
+    inference: InferenceSettings
     device: Device | None
     backend: Backend
     accumulator: Accumulator
@@ -39,54 +46,62 @@ class Running:
     run_timeout: int | None = None
 
 
-def start_workers(how: Running) -> None:
-    """Let the processes that read scans and run networks load their libraries while this one checks its inputs."""
+def start_workers(settings: RunSettings) -> None:
+    """Start the worker processes early: they load their libraries while this process checks its inputs."""
     start_reading()
-    if how.backend in ("auto", "onnxruntime") and how.device != "cuda":
+    if settings.backend in ("auto", "onnxruntime") and settings.device != "cuda":
         start_runtime()
 
 
 @contextmanager
-def open_segmenter(bundle: Bundle, how: Running, watch: Stopwatch) -> Iterator[tuple[Segmenter, dict[str, Any]]]:
-    """The segmenter, and its settings for the report; what was not used is said on stderr.
+def open_segmenter(
+    bundle: Bundle, settings: RunSettings, watch: Stopwatch
+) -> Iterator[tuple[Segmenter, dict[str, Any]]]:
+    """Open the network; engines that are not used, and why, are printed on standard error.
+
+    Args:
+        bundle: verified.
+        settings: how scans are segmented.
+        watch: gets the stage `load_engine`.
+
+    Yields:
+        The segmenter, and its settings for the report.
 
     Raises:
         EngineError, BackendError: what is asked for does not run here.
         MemoryLimitError: a graph needs more memory than is free.
     """
-    with bounded_network(how.max_ram):
+    with bounded_network(settings.max_ram):
         with watch.stage("load_engine"):
             network, choice = open_network(
                 bundle,
-                how.backend,
-                how.chosen.precision,
-                device=how.device,
-                threads=how.threads,
-                max_vram=how.max_vram,
-                without=how.chosen.without,
-                judged=how.chosen.judged,
+                settings.backend,
+                settings.inference.precision,
+                device=settings.device,
+                threads=settings.threads,
+                max_vram=settings.max_vram,
+                without=settings.inference.without,
+                judged=settings.inference.judged,
             )
-        _tell_refused(choice)
+        _print_unused_engines(choice)
         with Segmenter(
             bundle,
             network=network,
-            tta=how.chosen.tta,
-            accumulator=how.accumulator,
-            step=how.chosen.step,
-            threads=how.threads,
-            max_ram=how.max_ram,
-            scores_on=how.scores_on,
-            run_timeout=how.run_timeout,
+            tta=settings.inference.tta,
+            accumulator=settings.accumulator,
+            step=settings.inference.step,
+            threads=settings.threads,
+            max_ram=settings.max_ram,
+            scores_on=settings.scores_on,
+            run_timeout=settings.run_timeout,
         ) as segmenter:
-            settings = segmenter.settings() | _engine_facts(choice)
-            yield (
-                segmenter,
-                settings | profiles.facts(how.chosen, bundle.manifest.measured, settings, network.precisions),
-            )
+            ran = segmenter.settings() | _engine_facts(choice)
+            measured = bundle.manifest.measured
+            yield segmenter, ran | profiles.facts(settings.inference, measured, ran, network.precisions)
 
 
-def what_ran(settings: dict[str, Any]) -> str:
-    """Where, in which precision, of which engine: in one line."""
+def runtime_summary(settings: Mapping[str, Any]) -> str:
+    """One line: what ran the network, in which precision, and from which engine."""
     providers = ", ".join(sorted(set(settings["providers"].values())))
     engine = f" (engine {settings['engine']})" if settings["engine"] else ""
     if settings["engine"] and not settings.get("engine_judged"):
@@ -97,13 +112,13 @@ def what_ran(settings: dict[str, Any]) -> str:
     return f"ran on {providers}, {settings['precision']}{engine}{scores}"
 
 
-def scores_came_down(scan: Mapping[str, Any]) -> str | None:
-    """That this scan's scores did not stay on the GPU, though that was asked for, and why; or None."""
-    return f"scores on the CPU all the same: {scan[ON_CPU]}" if ON_CPU in scan else None
+def scores_fallback(scan: Mapping[str, Any]) -> str | None:
+    """Why this scan's scores were summed on the CPU though the GPU was asked for; None if they were not."""
+    return f"scores were summed on the CPU after all: {scan[ON_CPU]}" if ON_CPU in scan else None
 
 
-def how_mirrored(settings: dict[str, Any]) -> str:
-    """In words."""
+def mirroring(settings: Mapping[str, Any]) -> str:
+    """The mirrored axes, as text."""
     return f"mirrored along {settings['mirror_axes']}" if settings["mirror_axes"] else "not mirrored"
 
 
@@ -117,8 +132,8 @@ def _engine_facts(choice: Choice) -> dict[str, Any]:
     }
 
 
-def _tell_refused(choice: Choice) -> None:
-    """Say what was not used: nobody should wonder why it is slow."""
+def _print_unused_engines(choice: Choice) -> None:
+    """Print which engines are not used, and why: nobody should wonder why the network is slow."""
     for name, why in choice.stale.items():
         click.echo(f"engine {one_line(name)} is not used: {one_line(why, limit=1000)}", err=True)
     if choice.foreign:

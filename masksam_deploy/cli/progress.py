@@ -8,12 +8,19 @@ from contextlib import contextmanager
 from typing import TypeAlias
 
 NamedProgress: TypeAlias = Callable[[str, int, int], None]
-"""Called with what is being done, and how much of it is done and to do."""
+"""Called with the name of the work, and how many of how many steps of it are done."""
 
 
 @contextmanager
 def progress_bar(first: str) -> Iterator[NamedProgress | None]:
-    """A bar on a terminal, which starts as `first`; nothing in a pipe."""
+    """Show a progress bar on a terminal; in a pipe, show nothing.
+
+    Args:
+        first: name of the work until the first call.
+
+    Yields:
+        What advances the bar; None in a pipe.
+    """
     if sys.stderr is None or not sys.stderr.isatty():
         yield None
         return

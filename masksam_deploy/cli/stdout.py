@@ -1,4 +1,4 @@
-"""Standard output whose reader has left."""
+"""Standard output after its reader has left."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import suppress
 
 
 def discard_stdout() -> None:
-    """Let all further output go nowhere: a reader such as `| head` has seen enough.
+    """Discard all further output, because a reader such as `| head` has seen enough.
 
     Otherwise every further line would raise `BrokenPipeError`, the last one when Python flushes at exit.
     """

@@ -8,25 +8,27 @@ import click
 
 from masksam_deploy.base.errors import BundleError
 from masksam_deploy.base.text import printable
-from masksam_deploy.bundle.archive import unpack as unpack_bundle
+from masksam_deploy.cli.help import Command
 
 _SUFFIX = ".masksam"
 
 
-@click.command()
+@click.command(cls=Command, examples={"Restore lv.masksam": "masksam-deploy unpack lv.masksam.zip"})
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option(
     "-o",
     "--output",
     type=click.Path(path_type=Path),
-    help="Directory to create; NAME.masksam beside the file if not given.",
+    help="Directory to create. Default: NAME.masksam beside the file.",
 )
-@click.option("--force", is_flag=True, help="Replace a bundle that is already there.")
+@click.option("--force", is_flag=True, help="Replace an existing bundle.")
 def unpack(file: Path, output: Path | None, force: bool) -> None:
     """Restore a bundle from its packed file, and verify it.
 
-    Nothing is left behind unless the whole bundle is unharmed.
+    The directory appears only if every file of the bundle is whole.
     """
+    from masksam_deploy.bundle.archive import unpack as unpack_bundle
+
     bundle = unpack_bundle(file, output or default_target(file), force=force)
     click.echo(f"{printable(bundle.path)}: verified, manifest SHA-256 {bundle.sha256}")
 

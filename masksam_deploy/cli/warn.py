@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from pathlib import Path
+
 import click
 
 from masksam_deploy.base.text import one_line
 
 
 def warn(text: str) -> None:
-    """Say what somebody should know though the command goes on."""
+    """Print what somebody should know though the command goes on."""
     click.echo(f"warning: {one_line(text, limit=1000)}", err=True)
+
+
+def warn_of_scans(paths: Iterable[Path]) -> None:
+    """Print the warnings of scans, each once, from their headers alone.
+
+    Raises:
+        ScanError, MemoryLimitError: as `read_volume`.
+    """
+    from masksam_deploy.io.isolated_scan import IsolatedScan
+
+    found: dict[str, None] = {}
+    for path in paths:
+        with IsolatedScan(path) as scan:
+            found |= dict.fromkeys(scan.warnings)
+    for warning in found:
+        warn(warning)

@@ -1,4 +1,4 @@
-"""Two bundles, or one bundle run in two ways, on the same scans: how far do the label maps agree?
+"""Compares two bundles, or one bundle run in two ways: how far do their label maps of the same scans agree?
 
 from masksam_deploy.comparison import Side, compare
 

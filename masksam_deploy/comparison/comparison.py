@@ -1,4 +1,4 @@
-"""Running both sides on every scan, and what the scans say together."""
+"""Running both sides on every scan, and the worst results over all scans."""
 
 from __future__ import annotations
 
@@ -19,12 +19,14 @@ from masksam_deploy.metrics.overlap import ClassOverlap, Overlap, overlap
 from masksam_deploy.scan_path.segmenter import BYTES_PER_VOXEL
 
 Progress: TypeAlias = Callable[[str, int, int], None]
-"""Called with what is being run, and the network runs done and in all for it."""
+"""Called with the name of what is run, and how many of how many network runs of it are done."""
+Tell: TypeAlias = Callable[[str], None]
+"""Called with each warning of a scan."""
 
 
 @dataclass(frozen=True)
 class ScanComparison:
-    """One scan and how the two label maps of it overlap."""
+    """One scan, and how its two label maps overlap."""
 
     scan: Path
     overlap: Overlap
@@ -35,10 +37,11 @@ class ClassExtremes:
     """The worst of one class over all scans.
 
     Attributes:
-        value, name: of the class.
-        counted: scans in which either side found it.
-        lowest_dice, lowest_dice_scan: None if it counts nowhere.
-        most_disagreeing_ml: 0 if it counts nowhere.
+        value, name: the label value and the name of the class.
+        counted: number of scans in which either side found the class.
+        lowest_dice, lowest_dice_scan: the lowest Dice and its scan; None if the class was found in no scan.
+        most_disagreeing_ml: the largest volume in which the sides disagree, in millilitres; 0 if the class was found in
+            no scan.
     """
 
     value: int
@@ -54,10 +57,10 @@ class Comparison:
     """A finished comparison.
 
     Attributes:
-        a, b: the sides.
-        settings_a, settings_b: what really ran, as in `Report.settings`.
-        scans: in the order given, at least one.
-        classes: the worst of each class, in ascending order of the values.
+        a, b: the two sides.
+        settings_a, settings_b: the settings that were really used, as in `Report.settings`.
+        scans: one result per scan, in the order given; at least one.
+        classes: the worst results of each class, in ascending order of the label values.
     """
 
     a: Side
@@ -69,12 +72,12 @@ class Comparison:
 
     @property
     def lowest_agreement(self) -> ScanComparison:
-        """The scan with the smallest share of voxels of the same label."""
+        """The scan in which the smallest share of voxels has the same label on both sides."""
         return min(self.scans, key=lambda scan: scan.overlap.agreement)
 
     @property
     def lowest_foreground_agreement(self) -> ScanComparison | None:
-        """The same over the voxels that either side calls foreground; None if there are none in any scan."""
+        """The same over voxels that are foreground on either side; None if no scan has foreground."""
         found = [scan for scan in self.scans if scan.overlap.foreground_agreement is not None]
         return min(found, key=lambda scan: scan.overlap.foreground_agreement or 0.0, default=None)
 
@@ -87,17 +90,23 @@ def compare(
     threads: int | None = None,
     max_ram: int | None = None,
     progress: Progress | None = None,
+    tell: Tell | None = None,
 ) -> Comparison:
     """Segment every scan with both sides and compare the label maps.
 
-    One network is in memory at a time; what A found waits, compressed, for B.
+    One network is in memory at a time: A segments all scans, and its label maps are kept, compressed, until B has
+    segmented the same scans.
 
     Args:
-        a, b: bundles of one input channel with the same labels.
-        scans: at least one; each is what `read_volume` reads.
-        threads: for the network; by default all cores.
-        max_ram: bytes that a scan may take besides the network.
-        progress: told about every network run.
+        a, b: two sides whose bundles have one input channel and the same labels.
+        scans: at least one scan; each is a file or folder that `read_volume` reads.
+        threads: CPU threads for the network; by default all cores.
+        max_ram: bytes of memory that a scan may use besides the network; None for no limit.
+        progress: called for every network run.
+        tell: called once with every warning of a scan, with the scan's name before it.
+
+    Returns:
+        How the label maps of every scan overlap, and the worst of each class.
 
     Raises:
         BundleError: the sides cannot be compared.
@@ -114,12 +123,15 @@ def compare(
             for number, path in enumerate(paths, start=1):
                 what = f"{name}, scan {number} of {len(paths)}"
                 volume = read_volume(path, max_voxels=max_ram // BYTES_PER_VOXEL if max_ram else None)
+                if tell and name == "A":
+                    for warning in volume.warnings:
+                        tell(f"{path.name}: {warning}")
                 labels, report = segmenter(volume, partial(progress, what) if progress else None)
                 settings[name] = report.settings
                 yield path, labels
 
     if a != b:
-        # What B lacks (a GPU, say) must not show up only after all of A's work.
+        # If B cannot run here, because of a missing GPU for instance, this must not show only after all of A's work.
         b.open(threads=threads, max_ram=max_ram).close()
     kept = [PackedLabels.of(labels) for _, labels in run(a, "A")]
     compared = [
@@ -130,9 +142,9 @@ def compare(
 
 
 def _check_scans(paths: Sequence[Path]) -> None:
-    """Refuse what is plainly wrong before minutes of work on the scans before it."""
+    """Refuse missing and repeated scans before minutes of work on others."""
     if not paths:
-        raise ScanError("found no scans, expected at least one; name some")
+        raise ScanError("found no scans, expected at least one; name one or more")
     different = {resolved(path, ScanError) for path in paths}
     missing = next((path for path in paths if not path.exists()), None)
     if missing:
@@ -143,7 +155,10 @@ def _check_scans(paths: Sequence[Path]) -> None:
 
 def _overlap(first: PackedLabels, labels: Volume, names: Mapping[int, str], path: Path) -> Overlap:
     if labels.geometry != first.geometry:
-        raise ScanError(f"{shown(path)}: found another grid than a moment ago, expected the same; compare again")
+        raise ScanError(
+            f"{shown(path)}: found that the grid of the scan changed between the two runs, expected the same grid; "
+            "compare again"
+        )
     return overlap(first.array, labels.array, names, labels.geometry.voxel_volume_ml)
 
 
@@ -155,7 +170,7 @@ def _extremes(scans: Sequence[ScanComparison]) -> tuple[ClassExtremes, ...]:
 
 
 def _extreme(found: Sequence[tuple[Path, ClassOverlap]]) -> ClassExtremes:
-    """The worst of one class, given with its scans."""
+    """The worst results of one class, from its results in every scan."""
     dice = [(entry.dice, scan) for scan, entry in found if entry.dice is not None]
     lowest, where = min(dice, key=lambda pair: pair[0], default=(None, None))
     return ClassExtremes(

@@ -1,4 +1,4 @@
-"""A comparison for machines: plain values for JSON, and a CSV table."""
+"""A comparison as plain values for JSON, and as a CSV table."""
 
 from __future__ import annotations
 
@@ -33,7 +33,14 @@ _COLUMNS = (
 
 
 def to_dict(comparison: Comparison) -> dict[str, Any]:
-    """Everything about one comparison, ready for JSON; what is not defined is None."""
+    """Everything about a comparison as plain values.
+
+    Args:
+        comparison: finished.
+
+    Returns:
+        Values for `json.dumps`, with the definitions of all figures; figures that are not defined are None.
+    """
     lowest, foreground = comparison.lowest_agreement, comparison.lowest_foreground_agreement
     return {
         "schema_version": "1.0",
@@ -56,7 +63,11 @@ def to_dict(comparison: Comparison) -> dict[str, Any]:
 
 
 def write_csv(comparison: Comparison, path: Path) -> None:
-    """Write one row per scan and class; what is not defined is an empty cell.
+    """Write a table with one row per scan and class; figures that are not defined are empty cells.
+
+    Args:
+        comparison: finished.
+        path: the CSV file to write; an existing one is replaced.
 
     Raises:
         OSError: the file cannot be written.

@@ -1,4 +1,4 @@
-"""Demands on a comparison: the last step before one bundle, device or precision replaces another."""
+"""Demands on a comparison, to be checked before one bundle, device or precision replaces another."""
 
 from __future__ import annotations
 
@@ -8,31 +8,40 @@ from masksam_deploy.comparison.comparison import Comparison
 
 
 def check_agreement(comparison: Comparison, least: float) -> None:
-    """Refuse a comparison in which any scan's share of voxels with the same label is below `least`.
+    """Demand that in every scan a share of the voxels has the same label on both sides.
+
+    Args:
+        comparison: finished.
+        least: the smallest share that is accepted, from 0 to 1.
 
     Raises:
-        DisagreementError: names the worst scan.
+        DisagreementError: a scan has a smaller share; the message names the worst scan.
     """
     worst = comparison.lowest_agreement
     if worst.overlap.agreement < least:
         raise DisagreementError(
             f"{shown(worst.scan)}: found the same label on {share(worst.overlap.agreement)} of the voxels, expected at "
-            f"least {share(least)}; look at the scans with the lowest figures before one side replaces the other"
+            f"least {share(least)}; look at the scans with the lowest agreement before one side replaces the other"
         )
 
 
 def check_dice(comparison: Comparison, least: float) -> None:
-    """Refuse a comparison in which the Dice of any class in any scan is below `least`.
+    """Demand a Dice for every class in every scan.
 
-    A class that both sides find empty does not count; if nothing counts at all, nothing was shown.
+    A class that is empty on both sides of a scan is not counted there. If no class counts in any scan, the demand is
+    not met, because nothing was shown.
+
+    Args:
+        comparison: finished.
+        least: the lowest Dice that is accepted, from 0 to 1.
 
     Raises:
-        DisagreementError: names the classes, their lowest Dice and the scans.
+        DisagreementError: a Dice is lower; the message names the classes, their lowest Dice and the scans.
     """
     judged = [(row, row.lowest_dice) for row in comparison.classes if row.lowest_dice is not None]
     if not judged:
         raise DisagreementError(
-            f"found no class in any scan, expected some with a Dice of at least {least:g}; compare on scans that show "
+            f"found no class in any scan, expected some with a Dice of at least {least:g}; compare scans that show "
             "what the bundles segment"
         )
     low = [
@@ -48,5 +57,5 @@ def check_dice(comparison: Comparison, least: float) -> None:
 
 
 def share(value: float) -> str:
-    """A share for people; only 1 itself is shown as 100 %."""
+    """A share from 0 to 1 as a percentage; only 1 itself is shown as 100 %."""
     return "100 %" if value == 1 else f"{min(value, 0.999999) * 100:.4f} %"

@@ -1,4 +1,4 @@
-"""One of the two sides of a comparison: a bundle, and how it is run."""
+"""One side of a comparison: a bundle, and how it is run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,14 @@ from masksam_deploy.scan_path.windows import Accumulator
 
 @dataclass(frozen=True)
 class Side:
-    """A bundle and all that is chosen about running it, with the defaults of `Segmenter`."""
+    """A bundle and how it is run; the defaults are those of `Segmenter`.
+
+    Attributes:
+        bundle: verified.
+        device, backend, precision: which engine runs; float32 in ONNX Runtime are the bundle's own graphs.
+        accumulator: number type in which class scores are summed.
+        tta: whether to average over mirrored windows, where the bundle allows it.
+    """
 
     bundle: Bundle
     device: Device = "cpu"
@@ -27,7 +34,14 @@ class Side:
     tta: bool = True
 
     def open(self, *, threads: int | None = None, max_ram: int | None = None) -> Segmenter:
-        """The segmenter that this side describes; close it.
+        """Open the network of this side.
+
+        Args:
+            threads: CPU threads for the network; by default all cores.
+            max_ram: bytes of memory that a scan may use besides the network; None for no limit.
+
+        Returns:
+            A segmenter, which the caller closes.
 
         Raises:
             BundleError, BackendError, MissingDependencyError: as `Segmenter`.
@@ -45,12 +59,12 @@ class Side:
 
     @property
     def label_names(self) -> dict[int, str]:
-        """What the values of its label maps mean."""
+        """The names of the label values of this side."""
         return label_names(self.bundle.manifest.labels)
 
     @property
     def title(self) -> str:
-        """For people: the bundle and how it runs."""
+        """One line about the bundle and how it is run."""
         mirrored = "mirrored" if self.tta and self.bundle.manifest.mirror_axes else "not mirrored"
         name = one_line(self.bundle.manifest.name)
         runs = f"{self.backend} {self.precision or 'best precision'} on {self.device}"
@@ -58,10 +72,13 @@ class Side:
 
 
 def check_comparable(a: Side, b: Side) -> None:
-    """Refuse two sides whose label maps do not mean the same, or that cannot be run on one file per scan.
+    """Refuse sides with different labels, and bundles that need several files per scan.
+
+    Args:
+        a, b: the two sides.
 
     Raises:
-        BundleError: naming the difference.
+        BundleError: the message names the difference.
     """
     for side in (a, b):
         channels = side.bundle.channels

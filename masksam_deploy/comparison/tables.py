@@ -1,4 +1,4 @@
-"""A comparison for people: the tables of `masksam-deploy compare`."""
+"""The tables of `masksam-deploy compare`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,12 @@ from masksam_deploy.metrics.overlap import ClassOverlap
 
 
 def print_tables(comparison: Comparison, file: IO[str]) -> None:
-    """Print both sides, every scan, and the worst; colours only on a terminal."""
+    """Print both sides, every scan and the worst results.
+
+    Args:
+        comparison: finished.
+        file: where to print; colours are used only on a terminal.
+    """
     console = open_console(file)
     console.print(Text(f"A: {comparison.a.title}"), soft_wrap=True)
     console.print(Text(f"B: {comparison.b.title}"), soft_wrap=True)

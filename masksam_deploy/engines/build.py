@@ -234,8 +234,8 @@ def _judged_on_device(bundle: Bundle, engine: Engine, gate: Gate, request: Build
     verdict = judge_on_device(bundle, engine, gate, request.limits(precisions))
     if not verdict.passed:
         raise GateError(
-            f"on the device, {told(Attempt(precisions, verdict))}, though the same graphs pass in ONNX Runtime; build "
-            "in a larger precision, and report this with what 'masksam-deploy doctor' prints"
+            f"on the device, {attempt_summary(Attempt(precisions, verdict))}, though the same graphs pass in ONNX "
+            "Runtime; build in a larger precision, and report this with what 'masksam-deploy doctor' prints"
         )
     return verdict
 
@@ -326,20 +326,20 @@ def _judged(gate: Gate, graphs: TypedGraphs, request: BuildRequest) -> list[Atte
         if attempts[-1].verdict.passed:
             return attempts
         if request.strict:
-            raise GateError(f"{told(attempts[-1])}; leave --strict out to let the graph at fault fall back")
+            raise GateError(f"{attempt_summary(attempts[-1])}; leave --strict out to let the graph at fault fall back")
         lowered = [name for name, precision in precisions.items() if precision != "fp32"]
         fault = lowered[0] if len(lowered) == 1 else max(lowered, key=lambda name: _alone(judge, precisions, name))
         larger = request.spec.fallback(precisions[fault])
         if larger is None or (request.spec.target == "onnxruntime" and lowered == [fault] and larger == "fp32"):
             raise GateError(
-                f"{told(attempts[0])}, and no graph passes in less than float32; run the bundle as it is, or calibrate "
-                "on more scans"
+                f"{attempt_summary(attempts[0])}, and no graph passes in less than float32; run the bundle as it is, "
+                "or calibrate on more scans"
             )
         precisions[fault] = larger
 
 
-def told(attempt: Attempt) -> str:
-    """What the gate found, in one line."""
+def attempt_summary(attempt: Attempt) -> str:
+    """One line: the Dice that an attempt lost, and the loss that is allowed."""
     verdict = attempt.verdict
     name, loss = verdict.worst_class
     case, _, worst = verdict.worst_case

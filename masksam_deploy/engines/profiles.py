@@ -41,14 +41,14 @@ PROFILES: Mapping[ProfileName, Profile] = {
 
 
 @dataclass(frozen=True)
-class Chosen:
-    """What runs, after a profile and what was typed besides it.
+class InferenceSettings:
+    """Step, mirroring and precision of a run, after the profile and the options typed besides it.
 
     Attributes:
         step, tta, precision, without: as in `Profile`.
         judged: whether only engines that passed the Dice gate may run, whatever backend is asked for.
         profile: its name; None if none was asked for.
-        typed: the options that won over it.
+        typed: the options that override the profile.
     """
 
     step: float
@@ -65,14 +65,16 @@ def choose(
     step: float | None = None,
     tta: bool | None = None,
     precision: Precision | None = None,
-) -> Chosen:
-    """A profile, where nothing else was typed: None stands for that.
+) -> InferenceSettings:
+    """Combine a profile with the options typed besides it, which override the profile.
 
-    Without a profile: step 0.5, mirrored, the fastest engine that is valid.
+    Args:
+        name: of the profile; None for step 0.5, mirroring, and the fastest valid engine.
+        step, tta, precision: as typed; None if they were not.
     """
     profile = PROFILES[name] if name else Profile()
     given = {"--step": step, "--tta/--no-tta": tta, "--precision": precision}
-    return Chosen(
+    return InferenceSettings(
         step=profile.step if step is None else step,
         tta=profile.tta if tta is None else tta,
         precision=precision or profile.precision,
@@ -84,17 +86,17 @@ def choose(
 
 
 def definitions() -> dict[str, dict[str, Any]]:
-    """All profiles as JSON has them."""
+    """All profiles as plain values for JSON."""
     return {name: {**asdict(profile), "without": list(profile.without)} for name, profile in PROFILES.items()}
 
 
 def cost_of(measured: Measured | None, settings: Mapping[str, Any], precisions: Mapping[str, str]) -> Cost | None:
-    """What was measured for the way in which a network runs; None if that was not.
+    """The measured cost of the way in which a network runs; None if it was not measured.
 
     Args:
-        measured: of the bundle.
+        measured: the bundle's figures.
         settings: of the segmenter, as in reports.
-        precisions: of each graph, as the network says.
+        precisions: of each graph, as the network reports them.
     """
     if (
         measured is None
@@ -108,9 +110,9 @@ def cost_of(measured: Measured | None, settings: Mapping[str, Any], precisions: 
 
 
 def facts(
-    chosen: Chosen, measured: Measured | None, settings: Mapping[str, Any], precisions: Mapping[str, str]
+    chosen: InferenceSettings, measured: Measured | None, settings: Mapping[str, Any], precisions: Mapping[str, str]
 ) -> dict[str, Any]:
-    """For the report's settings: the profile and what it was measured to cost; empty without a profile."""
+    """Entries for the settings in the report: the profile and its measured cost; empty without a profile."""
     if chosen.profile is None:
         return {}
     cost = cost_of(measured, settings, precisions)
@@ -126,8 +128,8 @@ def facts(
     }
 
 
-def in_words(chosen: Chosen, settings: Mapping[str, Any]) -> str:
-    """What a profile really ran and what that was measured to cost, in one line.
+def profile_summary(chosen: InferenceSettings, settings: Mapping[str, Any]) -> str:
+    """One line: what the profile ran, and the measured cost of that.
 
     Args:
         chosen: with a profile.

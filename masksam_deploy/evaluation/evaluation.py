@@ -1,4 +1,4 @@
-"""All cases of two folders compared, and what they say together."""
+"""Comparing all cases of two folders, and the summary over them."""
 
 from __future__ import annotations
 
@@ -15,15 +15,22 @@ from masksam_deploy.evaluation.summary import ClassSummary, summarize
 from masksam_deploy.metrics.label_maps import label_values, read_label_map
 
 MOST_UNNAMED = 256
-"""Different values that are taken for labels without being named: a scan given by mistake would take hours."""
+"""Most label values without names: with more, a file is probably a scan, and comparing it would take hours."""
 
 Progress: TypeAlias = Callable[[int, int], None]
-"""Called with the cases done and the number of cases."""
+"""Called with the number of cases done, and of all cases."""
+Tell: TypeAlias = Callable[[str], None]
+"""Called with each warning of a file."""
 
 
 @dataclass(frozen=True)
 class CaseMetrics:
-    """One case: its files, and one entry per class of the evaluation, in its order."""
+    """The figures of one case.
+
+    Attributes:
+        pair: the files of the case.
+        classes: one entry per class, in the order of `Evaluation.classes`.
+    """
 
     pair: Pair
     classes: tuple[ClassMetrics, ...]
@@ -34,10 +41,10 @@ class Evaluation:
     """A finished comparison.
 
     Attributes:
-        classes: label value -> name, ascending.
-        cases: by name, ascending.
-        summary: one entry per class.
-        only_predictions, only_references: names that were left out for want of a counterpart.
+        classes: label value -> name, ascending by value.
+        cases: ascending by name.
+        summary: one entry per class, in the order of `classes`.
+        only_predictions, only_references: names of the cases that were left out because one file is missing.
     """
 
     classes: Mapping[int, str]
@@ -54,30 +61,49 @@ def evaluate_folders(
     names: Mapping[int, str] | None = None,
     allow_missing: bool = False,
     progress: Progress | None = None,
+    tell: Tell | None = None,
 ) -> Evaluation:
-    """Compare the label maps of two folders (or two files), paired by name.
+    """Compare the label maps of two folders, paired by name, or of two files.
 
     Args:
         predictions, references: two folders or two files; see `pairing.pair_cases`.
-        names: label value -> name. Other values are an error then; without it, every value that occurs is a
-            class, called by its number.
-        allow_missing: whether to leave out names that occur on one side only.
-        progress: told after every case.
+        names: label value -> name; other values are refused then. Without names, every value that occurs is a class,
+            named by its number.
+        allow_missing: whether to leave out cases that occur on one side only, instead of refusing them.
+        progress: called after every case.
+        tell: called with every warning of a file.
+
+    Returns:
+        The figures of all cases, and their summary.
 
     Raises:
-        EvaluationError: the files do not pair up, lie on different grids, or hold other values than labels.
+        EvaluationError: the files do not pair up, lie on different grids, or hold values that are no labels.
         ScanError: a file cannot be read.
     """
-    return evaluate_pairs(
-        pair_cases(Path(predictions), Path(references), allow_missing=allow_missing), names=names, progress=progress
-    )
+    pairing = pair_cases(Path(predictions), Path(references), allow_missing=allow_missing)
+    return evaluate_pairs(pairing, names=names, progress=progress, tell=tell)
 
 
 def evaluate_pairs(
-    pairing: Pairing, *, names: Mapping[int, str] | None = None, progress: Progress | None = None
+    pairing: Pairing,
+    *,
+    names: Mapping[int, str] | None = None,
+    progress: Progress | None = None,
+    tell: Tell | None = None,
 ) -> Evaluation:
-    """Compare cases that are paired already; otherwise as `evaluate_folders`. One case is in memory at a time."""
-    check_grids(pairing.pairs)
+    """Compare cases that are paired already. One case is in memory at a time.
+
+    Args:
+        pairing: from `pairing.pair_cases`.
+        names, progress, tell: as for `evaluate_folders`.
+
+    Returns:
+        The figures of all cases, and their summary.
+
+    Raises:
+        EvaluationError, ScanError: as `evaluate_folders`.
+    """
+    check_grids(pairing.pairs, tell)
     compared: list[dict[int, ClassMetrics]] = []
     for number, pair in enumerate(pairing.pairs, 1):
         compared.append(_compare(pair, names))
@@ -100,12 +126,16 @@ def evaluate_pairs(
 
 
 def check_mean_dice(evaluation: Evaluation, least: float) -> None:
-    """Refuse a result in which a class's mean Dice is too low, or in which no class counts at all.
+    """Demand a mean Dice for every class.
 
-    Classes that occur in no case are not judged.
+    Classes that occur in no case are not judged. If no class occurs in any case, the demand is not met.
+
+    Args:
+        evaluation: finished.
+        least: the lowest mean Dice that is accepted, from 0 to 1.
 
     Raises:
-        DiceTooLowError: names the classes and their means.
+        DiceTooLowError: a mean is lower; the message names the classes and their means.
     """
     judged = [(row, row.mean_dice) for row in evaluation.summary if row.mean_dice is not None]
     if not judged:
@@ -122,13 +152,13 @@ def check_mean_dice(evaluation: Evaluation, least: float) -> None:
 
 
 def _compare(pair: Pair, names: Mapping[int, str] | None) -> dict[int, ClassMetrics]:
-    """The classes that occur in one case; which others there are is known only after the last one."""
+    """The classes that occur in one case; the classes of all cases are known only after the last case."""
     prediction, reference = (read_label_map(path, names) for path in (pair.prediction, pair.reference))
     values = sorted({*label_values(prediction.array), *label_values(reference.array)})
     if names is None and len(values) > MOST_UNNAMED:
         raise EvaluationError(
-            f"case {one_line(pair.case)!r}: found {len(values)} different values, expected a label map; is one of the "
-            "files a scan? If all are labels, name them with --labels"
+            f"case {one_line(pair.case)!r}: found {len(values)} different values, expected a label map; check that "
+            "neither file is a scan, or name the labels with --labels if all of them are labels"
         )
     wanted = {value: names[value] if names is not None else str(value) for value in values}
     return {entry.value: entry for entry in evaluate_case(prediction, reference, wanted)}

@@ -1,4 +1,4 @@
-"""One picture of an evaluation: box plots per class, and the worst cases as contours."""
+"""The picture of an evaluation: box plots of every class, and the contours of the worst cases."""
 
 from __future__ import annotations
 
@@ -28,25 +28,26 @@ _INK, _BOX, _ALARM = "#202020", "#b9d3e6", "#c0392b"
 
 
 def require_matplotlib() -> None:
-    """Say now, before long work, that a figure cannot be drawn.
+    """Check before long work that a figure can be drawn.
 
     Raises:
         MissingDependencyError: matplotlib is not installed.
-        BackendError: it is installed and does not load.
+        BackendError: matplotlib is installed but cannot be imported.
     """
     _MATPLOTLIB.load()
 
 
 def draw_figure(evaluation: Evaluation, path: str | Path) -> None:
-    """Draw the evaluation into a PNG file.
+    """Draw an evaluation into a PNG file.
 
-    Above, Dice and HD95 of every class (the worst 40), one point per case: quartiles, median, and whiskers to the
-    last point within 1.5 box lengths. Below, the worst class of each of the three worst cases by Dice, on the
-    slice where most voxels differ, over the case's scan if it has one (see `figure_panel.py`).
+    The upper part shows Dice and HD95 of every class (of more than 40 classes, the worst 40): a point per case, a box
+    with quartiles and median, and whiskers to the last point within 1.5 box lengths. The lower part shows the three
+    worst cases by Dice: the worst class of each, on the slice where most voxels differ, drawn on the scan if the case
+    has one (see `figure_panel.py`).
 
     Args:
-        evaluation: its files are read again for the worst cases.
-        path: the file to write; an existing one is replaced.
+        evaluation: finished; the files of the worst cases are read again.
+        path: the PNG file to write; an existing one is replaced.
 
     Raises:
         ScanError, EvaluationError: a file of a worst case can no longer be read.
@@ -80,7 +81,14 @@ def draw_figure(evaluation: Evaluation, path: str | Path) -> None:
 
 
 def worst_cases(evaluation: Evaluation) -> list[tuple[CaseMetrics, ClassMetrics]]:
-    """Up to three cases with the class that is worst in each, by Dice ascending; cases without a Dice are left out."""
+    """Choose the three cases with the lowest Dice of any class.
+
+    Args:
+        evaluation: finished.
+
+    Returns:
+        Up to three cases and the worst class of each, ascending by Dice; cases without a Dice are left out.
+    """
     candidates = []
     for case in evaluation.cases:
         counted = [entry for entry in case.classes if entry.dice is not None]
@@ -94,7 +102,7 @@ def _dice(entry: ClassMetrics) -> float:
 
 
 def _shown_classes(evaluation: Evaluation) -> list[int]:
-    """Indices of the classes to plot: all if they fit, otherwise the worst by mean Dice."""
+    """Indices of the classes to plot: all of them, or the worst by mean Dice if they are too many."""
     every = range(len(evaluation.summary))
 
     def mean_dice(index: int) -> float:
@@ -142,7 +150,7 @@ def _has(entry: ClassMetrics, measure: str) -> bool:
 
 
 def _draw_box(axes: Axes, row: int, values: Sequence[float], alarms: Sequence[bool]) -> None:
-    # By hand: the argument that lays matplotlib's own boxes flat was renamed between the versions supported.
+    # Drawn here: matplotlib renamed the argument for horizontal boxes between the versions that we support.
     from matplotlib.cbook import boxplot_stats
 
     stats = boxplot_stats(values)[0]
@@ -150,7 +158,7 @@ def _draw_box(axes: Axes, row: int, values: Sequence[float], alarms: Sequence[bo
     for inner, outer in ((stats["q1"], stats["whislo"]), (stats["q3"], stats["whishi"])):
         axes.plot([inner, outer], [row, row], color=_INK, linewidth=0.8)
     axes.plot([stats["med"]] * 2, [row - 0.275, row + 0.275], color=_INK, linewidth=2)
-    # Spread evenly in the order of the cases, not at random: the same evaluation gives the same picture.
+    # Spread evenly and not at random, so that the same evaluation gives the same picture.
     heights = row + 0.36 * (np.arange(len(values)) * 0.618 % 1 - 0.5)
     marked = np.asarray(alarms)
     points = np.asarray(values)
@@ -159,7 +167,12 @@ def _draw_box(axes: Axes, row: int, values: Sequence[float], alarms: Sequence[bo
 
 
 def plain(text: str, limit: int) -> str:
-    """Text in letters that matplotlib's own font has, shortened; others become question marks, not warnings."""
+    """Replace letters that the font of matplotlib lacks, which would cause warnings, and shorten the text.
+
+    Args:
+        text: any text.
+        limit: most characters.
+    """
     from matplotlib.font_manager import FontProperties, findfont, get_font
 
     letters = get_font(findfont(FontProperties())).get_charmap()

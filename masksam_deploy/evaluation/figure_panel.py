@@ -1,4 +1,4 @@
-"""One worst case in the figure of an evaluation: both contours on the slice where they differ most."""
+"""A worst case in the figure of an evaluation: both contours on the slice where they differ most."""
 
 from __future__ import annotations
 
@@ -22,24 +22,29 @@ if TYPE_CHECKING:
     from matplotlib.figure import FigureBase
     from matplotlib.patheffects import AbstractPathEffect
 
-# Okabe and Ito's, told apart by eyes of every kind, and both bright on a dark scan.
+# From the palette of Okabe and Ito: distinct for colour-blind readers, and bright on a dark scan.
 _REFERENCE, _PREDICTION = "#56b4e9", "#e69f00"
 _THICK, _THINNEST = 3.2, 1.2
-"""Points: the widest and the least width of the reference's contour."""
+"""Largest and smallest width of the reference's contour, in points."""
 _THINNER = 0.45
-"""The prediction's contour to the reference's, which lies beneath and shows on both sides where they coincide."""
+"""Width of the prediction's contour relative to the reference's, which lies below it and stays visible beside it."""
 _PANEL_POINTS = 210.0
-"""About what a panel is wide."""
+"""Approximate width of a panel, in points."""
 _MARGIN = 0.35
 _LEAST_MARGIN_MM = 8.0
 _TITLE = 44
 
 
 def draw_panel(axes: Axes, pair: Pair, entry: ClassMetrics) -> None:
-    """Draw one class of one case, in radiological orientation and in the patient's true proportions.
+    """Draw one class of one case, in radiological orientation and in the true proportions of the patient.
 
-    The panel shows the surroundings of both masks on that slice, with a scale; the scan's first channel is grey
-    beneath, or black if there is none.
+    The panel shows both masks and their surroundings on one slice, with a scale. The background is the first channel of
+    the scan in grey, or black if there is no scan.
+
+    Args:
+        axes: where to draw.
+        pair: the files of the case.
+        entry: the class to draw, with its figures.
 
     Raises:
         ScanError, EvaluationError: a file cannot be read.
@@ -54,7 +59,7 @@ def draw_panel(axes: Axes, pair: Pair, entry: ClassMetrics) -> None:
     if pair.scan:
         _draw_scan(axes, view.slice_of(read_volume(pair.scan).channels_czyx[0], index), steps)
     side = _frame(axes, planes[0] | planes[1], steps)
-    # No wider than a voxel: on a large structure a contour would bury what it surrounds.
+    # A contour wider than a voxel would hide what it surrounds.
     width = min(max(_PANEL_POINTS * min(steps) / side, _THINNEST), _THICK)
     _draw_outline(axes, planes[0], steps, _REFERENCE, width)
     _draw_outline(axes, planes[1], steps, _PREDICTION, width * _THINNER)
@@ -69,7 +74,12 @@ def draw_panel(axes: Axes, pair: Pair, entry: ClassMetrics) -> None:
 
 
 def draw_legend(figure: FigureBase, title: str) -> None:
-    """Say which contour is which, above the panels."""
+    """Draw the legend of the contours above the panels.
+
+    Args:
+        figure: that holds the panels.
+        title: of the legend.
+    """
     from matplotlib.lines import Line2D
 
     handles = [
@@ -83,9 +93,16 @@ def draw_legend(figure: FigureBase, title: str) -> None:
 
 
 def slice_of_largest_disagreement(reference: Mask, prediction: Mask, axis: int) -> int:
-    """The slice across an axis with most voxels in one mask only; of equal ones, the middle one.
+    """Choose the slice with most voxels that are in one mask only.
 
-    Where the masks agree everywhere, the slice with most of them.
+    If the masks are equal, the slice with most voxels of them is chosen; of several such slices, the middle one.
+
+    Args:
+        reference, prediction: `[Z, Y, X]`, not both empty.
+        axis: array axis that slices lie across.
+
+    Returns:
+        Index of the slice.
     """
     others = tuple(other for other in range(3) if other != axis)
     differing = (reference ^ prediction).sum(axis=others)
@@ -95,11 +112,15 @@ def slice_of_largest_disagreement(reference: Mask, prediction: Mask, axis: int) 
 
 
 def outline(mask: Mask) -> NDArray[np.float64]:
-    """The edges between voxels inside and outside a mask `[rows, columns]`, its border included.
+    """Find the edges between voxels inside and outside a mask.
+
+    Voxels keep their corners, because smoothing would hide a disagreement of one voxel.
+
+    Args:
+        mask: `[rows, columns]`; outside the image counts as outside the mask.
 
     Returns:
-        Segments `[N, 2 ends, (column, row)]` in units of voxels, (0, 0) being the outer corner of the first one.
-        Voxels keep their corners: smoothing would hide a disagreement of one voxel.
+        Segments `[N, 2 ends, (column, row)]` in voxels; (0, 0) is the outer corner of the first voxel.
     """
     padded = np.pad(mask, 1)
     rows, columns = np.nonzero(padded[1:-1, 1:] != padded[1:-1, :-1])
@@ -129,7 +150,7 @@ def _draw_outline(axes: Axes, mask: Mask, steps: tuple[float, float], colour: st
 
 
 def _frame(axes: Axes, mask: Mask, steps: tuple[float, float]) -> float:
-    """Look at a square around the mask; returns its side in mm."""
+    """Set the axes to a square around the mask; returns its side in mm."""
     ranges = []
     for step, occupied in zip(steps, (mask.any(axis=1), mask.any(axis=0)), strict=True):
         inside = np.flatnonzero(occupied)

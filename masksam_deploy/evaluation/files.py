@@ -1,4 +1,4 @@
-"""An evaluation for machines: plain values for JSON, and a CSV table."""
+"""An evaluation as plain values for JSON, and as a CSV table."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from masksam_deploy.evaluation.evaluation import Evaluation
 from masksam_deploy.evaluation.metrics import DEFINITIONS, ClassMetrics
 
 _DIGITS = 6
-"""After the point: a nanometre, and far below what one voxel changes."""
+"""Digits after the point: a nanometre, far below what one voxel changes."""
 _COLUMNS = (
     "case",
     "value",
@@ -33,7 +33,14 @@ _COLUMNS = (
 
 
 def to_dict(evaluation: Evaluation) -> dict[str, Any]:
-    """Everything about one evaluation, ready for JSON; what is not defined is None."""
+    """Everything about an evaluation as plain values.
+
+    Args:
+        evaluation: finished.
+
+    Returns:
+        Values for `json.dumps`, with the definitions of all figures; figures that are not defined are None.
+    """
     return {
         "schema_version": "1.0",
         "definitions": DEFINITIONS,
@@ -62,7 +69,11 @@ def to_dict(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def write_csv(evaluation: Evaluation, path: Path) -> None:
-    """Write one row per case and class; what is not defined is an empty cell.
+    """Write a table with one row per case and class; figures that are not defined are empty cells.
+
+    Args:
+        evaluation: finished.
+        path: the CSV file to write; an existing one is replaced.
 
     Raises:
         OSError: the file cannot be written.

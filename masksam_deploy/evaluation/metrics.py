@@ -1,4 +1,4 @@
-"""One predicted label map against its reference: overlap, surface distances and volumes of every class."""
+"""Comparing a predicted label map with its reference: overlap, surface distances and volumes of every class."""
 
 from __future__ import annotations
 
@@ -30,20 +30,19 @@ DEFINITIONS: dict[str, str] = {
     "false positive": "P is not empty and R is: Dice and IoU count as 0, there are no distances",
     "both empty": "P and R are empty: nothing is defined, and nothing enters any mean",
 }
-"""What every figure means, for reports; P is the prediction, R the reference."""
+"""The definition of every figure, for reports; P is the prediction, R the reference."""
 
 
 @dataclass(frozen=True)
 class ClassMetrics:
-    """One class of one case; None stands for what is not defined (see `DEFINITIONS`), never NaN or infinity.
+    """The figures of one class in one case; a figure that is not defined (see `DEFINITIONS`) is None, never NaN.
 
     Attributes:
-        value: in the label maps.
-        name: for people.
+        value, name: the label value and the name of the class.
         status: whether the class occurs in the prediction and in the reference.
         dice, iou: from 0 to 1; None if both are empty.
-        hd95_mm, asd_mm: surface distances; None unless both are present.
-        volume_prediction_ml, volume_reference_ml: 0 if empty.
+        hd95_mm, asd_mm: surface distances in mm; None unless both label maps have the class.
+        volume_prediction_ml, volume_reference_ml: volumes in millilitres; 0 if empty.
     """
 
     value: int
@@ -58,15 +57,15 @@ class ClassMetrics:
 
     @property
     def volume_difference_ml(self) -> float:
-        """Prediction minus reference."""
+        """Volume of the prediction minus volume of the reference, in millilitres."""
         return self.volume_prediction_ml - self.volume_reference_ml
 
 
 def evaluate_case(prediction: Volume, reference: Volume, classes: Mapping[int, str]) -> tuple[ClassMetrics, ...]:
     """Compare two label maps, class by class.
 
-    Distances are taken inside the joint bounding box of both masks: memory and time depend on the structure,
-    not on the scan.
+    Distances are computed inside the common bounding box of both masks, so that memory and time depend on the size of
+    the structure and not on the size of the scan.
 
     Args:
         prediction: integers `[Z, Y, X]`.
@@ -96,7 +95,11 @@ def evaluate_case(prediction: Volume, reference: Volume, classes: Mapping[int, s
 
 
 def absent(value: int, name: str) -> ClassMetrics:
-    """A class that occurs neither in the prediction nor in the reference."""
+    """The figures of a class that is neither in the prediction nor in the reference.
+
+    Args:
+        value, name: the label value and the name of the class.
+    """
     return ClassMetrics(value, name, "both empty", None, None, None, None, 0.0, 0.0)
 
 

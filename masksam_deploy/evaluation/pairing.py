@@ -1,16 +1,18 @@
-"""Which prediction belongs to which reference, and to which scan: files pair up by name."""
+"""Pairing predictions with references and scans, by the names of the files."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from masksam_deploy.base.errors import EvaluationError
 from masksam_deploy.base.text import one_line, shown
+from masksam_deploy.base.volume import Geometry
 from masksam_deploy.io.dicom import check_kind
+from masksam_deploy.io.grid import check_grid
+from masksam_deploy.io.isolated_scan import IsolatedScan
 from masksam_deploy.io.itk import SCAN_SUFFIXES, scan_suffix
-from masksam_deploy.io.read import read_geometry
 from masksam_deploy.metrics.label_maps import check_same_grid, listed
 
 _FIRST_CHANNEL = "_0000"
@@ -19,7 +21,13 @@ _FIRST_CHANNEL = "_0000"
 
 @dataclass(frozen=True)
 class Pair:
-    """One case: the files to compare, and the scan to draw beneath them."""
+    """The files of one case.
+
+    Attributes:
+        case: name of the case.
+        prediction, reference: the label maps to compare.
+        scan: the scan to draw them on; None for a black background.
+    """
 
     case: str
     prediction: Path
@@ -29,10 +37,10 @@ class Pair:
 
 @dataclass(frozen=True)
 class Pairing:
-    """What is compared, and what is not.
+    """The cases to compare, and those that are left out.
 
     Attributes:
-        pairs: by the case's name, ascending.
+        pairs: ascending by the name of the case.
         only_predictions, only_references: names without a counterpart, ascending.
     """
 
@@ -44,15 +52,18 @@ class Pairing:
 def pair_cases(predictions: Path, references: Path, *, allow_missing: bool = False) -> Pairing:
     """Pair two files, or the files of two folders.
 
-    In folders the case's name is the file's without the suffix; hidden files, folders and files of other types
-    are passed over. Two files are one case with the reference's name, whatever the prediction's is.
+    In folders, the name of a case is the file's name without its suffix. Hidden files, folders and files of other types
+    are ignored. Two files are one case with the name of the reference, whatever the prediction is called.
 
     Args:
         predictions, references: two folders or two files.
         allow_missing: whether to leave out names that occur on one side only, instead of refusing them.
 
+    Returns:
+        At least one pair, and the names that were left out.
+
     Raises:
-        EvaluationError: there is nothing to compare, or names do not pair up one to one.
+        EvaluationError: there is nothing to compare, or the names do not pair up one to one.
     """
     for path in (predictions, references):
         if not path.exists():
@@ -60,18 +71,21 @@ def pair_cases(predictions: Path, references: Path, *, allow_missing: bool = Fal
     if predictions.is_dir() != references.is_dir():
         folder, file = (predictions, references) if predictions.is_dir() else (references, predictions)
         raise EvaluationError(
-            f"found a folder ({shown(folder)}) and a file ({shown(file)}), expected two folders or two files; give two "
-            "of a kind"
+            f"found a folder ({shown(folder)}) and a file ({shown(file)}), expected two folders or two files; give "
+            "two of the same kind"
         )
     if predictions.samefile(references):
-        raise EvaluationError(f"{shown(predictions)}: found it on both sides, expected predictions and references")
+        raise EvaluationError(
+            f"{shown(predictions)}: found the same path on both sides, expected predictions and references; "
+            "correct one path"
+        )
     if not predictions.is_dir():
         return Pairing((Pair(case_name(references), predictions, references),))
     left, right = _volumes(predictions), _volumes(references)
     common = sorted(left.keys() & right.keys())
     alone = (sorted(left.keys() - right.keys()), sorted(right.keys() - left.keys()))
     if not common or (any(alone) and not allow_missing):
-        todo = "rename files" if not common else "rename or add files, or evaluate the common ones with --allow-missing"
+        todo = "rename files" if not common else "rename or add files, or use --allow-missing to leave these out"
         raise EvaluationError(
             f"found {_alone(alone[0], 'predictions without a reference')} and "
             f"{_alone(alone[1], 'references without a prediction')}, with {len(common)} in common, expected the same "
@@ -82,12 +96,15 @@ def pair_cases(predictions: Path, references: Path, *, allow_missing: bool = Fal
 
 
 def with_scans(pairing: Pairing, scans: Path, *, allow_missing: bool = False) -> Pairing:
-    """Give every case its scan: the file of its name, or of its name and `_0000` (nnU-Net's first channel).
+    """Add its scan to every case: the file with the case's name, or with `_0000` (nnU-Net's first channel) after it.
 
     Args:
         pairing: the cases.
-        scans: a folder; or, if there is one case only, its file or its DICOM folder.
+        scans: a folder of scans; for a single case also its file or its DICOM folder.
         allow_missing: whether cases may stay without a scan.
+
+    Returns:
+        The same cases with their scans.
 
     Raises:
         EvaluationError: there is no such folder, or a case has no scan in it.
@@ -95,7 +112,7 @@ def with_scans(pairing: Pairing, scans: Path, *, allow_missing: bool = False) ->
     if scans.is_file() and len(pairing.pairs) == 1:
         return replace(pairing, pairs=(replace(pairing.pairs[0], scan=scans),))
     if not scans.is_dir():
-        raise EvaluationError(f"{shown(scans)}: found no such folder, expected one with scans; check the path")
+        raise EvaluationError(f"{shown(scans)}: found no such folder, expected a folder of scans; check the path")
     files = _volumes(scans, needed=len(pairing.pairs) > 1)
     if not files:
         return replace(pairing, pairs=(replace(pairing.pairs[0], scan=scans),))
@@ -103,29 +120,43 @@ def with_scans(pairing: Pairing, scans: Path, *, allow_missing: bool = False) ->
     missing = [one_line(pair.case) for pair in pairs if pair.scan is None]
     if missing and not allow_missing:
         raise EvaluationError(
-            f"{shown(scans)}: found no scan for {listed(missing)}, expected a file of that name, or with "
-            f"{_FIRST_CHANNEL} behind it, for every case; add it, or draw on black with --allow-missing"
+            f"{shown(scans)}: found no scan for {listed(missing)}, expected for every case a file with "
+            f"its name, or with {_FIRST_CHANNEL} after it; add the files, or draw on black with --allow-missing"
         )
     return replace(pairing, pairs=pairs)
 
 
-def check_grids(pairs: Iterable[Pair]) -> None:
-    """Refuse cases whose files lie on different grids, from the headers alone: before any long work.
+def check_grids(pairs: Iterable[Pair], tell: Callable[[str], None] | None = None) -> None:
+    """Refuse cases whose files lie on different grids. Only headers are read, before any long work.
+
+    Args:
+        pairs: the cases.
+        tell: called with every warning of a file, with the names of the case and the file before it.
 
     Raises:
-        EvaluationError: names the case, what differs, and both values.
+        EvaluationError: the message names the case, what differs, and both values.
         ScanError: a header cannot be read.
     """
     for pair in pairs:
         case = f"case {one_line(pair.case)!r}"
-        reference = read_geometry(pair.reference)
-        check_same_grid(read_geometry(pair.prediction), reference, f"{case}, the prediction")
+        reference = _grid(pair.reference, f"{case}, the reference", tell)
+        prediction = _grid(pair.prediction, f"{case}, the prediction", tell)
+        check_same_grid(prediction, reference, f"{case}, the prediction")
         if pair.scan:
-            check_same_grid(read_geometry(pair.scan), reference, f"{case}, the scan")
+            check_same_grid(_grid(pair.scan, f"{case}, the scan", tell), reference, f"{case}, the scan")
+
+
+def _grid(path: Path, what: str, tell: Callable[[str], None] | None) -> Geometry:
+    with IsolatedScan(path) as scan:
+        check_grid(scan.geometry, scan.name)
+        if tell:
+            for warning in scan.warnings:
+                tell(f"{what}: {warning}")
+        return scan.geometry
 
 
 def case_name(path: Path) -> str:
-    """The file's name without the suffix of a volume."""
+    """The name of a file without the suffix of a volume."""
     return path.name[: -len(scan_suffix(path) or "") or None]
 
 

@@ -1,4 +1,4 @@
-"""What all cases together say about each class."""
+"""The summary of every class over all cases."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ class ClassSummary:
     """One class over all cases.
 
     Attributes:
-        value, name: of the class.
-        counted: cases that Dice, IoU and the volume difference are means over: all but those empty on both sides.
-        with_distances: cases that HD95 and the surface distance are means over: those present on both sides.
-        both_empty, missed, false_positive: cases of these kinds; the last two count with a Dice of 0.
+        value, name: the label value and the name of the class.
+        counted: number of cases in the means of Dice, IoU and volume difference: all but those empty on both sides.
+        with_distances: number of cases in the means of the distances: those in which both sides have the class.
+        both_empty, missed, false_positive: numbers of such cases; the last two kinds count with a Dice of 0.
         mean_dice, median_dice, min_dice, mean_iou: None if no case counts.
         mean_hd95_mm, mean_asd_mm: None if no case has distances.
         mean_absolute_volume_difference_ml: None if no case counts.
@@ -40,10 +40,13 @@ class ClassSummary:
 
 
 def summarize(metrics: Sequence[ClassMetrics]) -> ClassSummary:
-    """Summarize one class.
+    """Summarize one class over all cases.
 
     Args:
-        metrics: of that class, one per case, at least one.
+        metrics: the figures of that class, one entry per case, at least one.
+
+    Returns:
+        Means, medians and counts.
     """
     counted = [entry for entry in metrics if entry.status != "both empty"]
     dice = _defined(entry.dice for entry in counted)

@@ -1,4 +1,4 @@
-"""An evaluation for people: the tables of `masksam-deploy evaluate`."""
+"""The tables of `masksam-deploy evaluate`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,12 @@ _WORST_ROWS = 10
 
 
 def print_tables(evaluation: Evaluation, file: IO[str]) -> None:
-    """Print every case if these are few, the worst otherwise, and the summary; colours only on a terminal."""
+    """Print the cases, only the worst of them if there are many, and the summary.
+
+    Args:
+        evaluation: finished.
+        file: where to print; colours are used only on a terminal.
+    """
     console = open_console(file)
     rows = [(case.pair.case, entry) for case in evaluation.cases for entry in case.classes]
     if len(rows) <= _MOST_ROWS:
@@ -47,7 +52,7 @@ def _case_table(title: str, rows: list[tuple[str, ClassMetrics]]) -> Table:
 
 
 def _case_cells(entry: ClassMetrics) -> tuple[Cell, ...]:
-    """All but the name of the case."""
+    """The cells of a row after the name of the case."""
     return (
         entry.name,
         figure(entry.dice, 4),
@@ -78,8 +83,8 @@ def _summary_table(evaluation: Evaluation) -> Table:
         f"Summary of {len(evaluation.cases)} case(s)",
         (*words("class"), *figures(*columns)),
         map(_summary_cells, evaluation.summary),
-        caption="Means are over the counted cases: all but those empty on both sides. Missed ones and false positives "
-        "(false p.) count with a Dice of 0 and have no distances; (n) says over how many cases a distance is then.",
+        caption="Means are over the counted cases: all but those empty on both sides. Missed cases and false positives "
+        "(false p.) count with a Dice of 0 and have no distances; (n) is the number of cases with distances.",
     )
 
 

@@ -1,4 +1,4 @@
-"""What one segmentation leaves behind: a label map, and on request a picture and a report; all of it, or nothing."""
+"""Writing the outputs of one scan: a label map, and on request a picture and a report; all of them, or none."""
 
 from __future__ import annotations
 
@@ -23,14 +23,20 @@ from masksam_deploy.scan_path.segmenter import Segmentation
 
 @dataclass(frozen=True)
 class Outputs:
-    """What to write."""
+    """The files to write for one scan.
+
+    Attributes:
+        labels: the label map.
+        overlay: the contact sheet (.png); None for no picture.
+        report: the report (.json); None for no report.
+    """
 
     labels: Path
     overlay: Path | None = None
     report: Path | None = None
 
     def named(self) -> dict[str, Path]:
-        """The paths that are wanted, by kind."""
+        """The paths of the outputs that are asked for, by kind."""
         wanted = {"labels": self.labels, "overlay": self.overlay, "report": self.report}
         return {kind: path for kind, path in wanted.items() if path}
 
@@ -43,21 +49,22 @@ def write_results(
     watch: Stopwatch,
     title: str,
 ) -> None:
-    """Produce all outputs under temporary names, then rename them together.
+    """Write all outputs under temporary names, then rename them together.
 
     Args:
-        scan: what was segmented, for the picture; None where there is none.
-        result: its report gets the files and the timings.
-        outputs: where to.
-        inputs: the scan's files, as from `described_scan`.
-        watch: with what was timed so far.
-        title: above the picture.
+        scan: the scan that was segmented, for the picture; may be None if no picture is asked for.
+        result: label map and report; the report gets the entries `files` and `timings_s`.
+        outputs: the files to write.
+        inputs: the scan's files, as `described_scan` gives them.
+        watch: holds the times of all stages so far.
+        title: first line of the picture.
 
     Raises:
-        OutputError: one of them cannot be written; what was there before is untouched.
+        OutputError: an output cannot be written; files that were there before are unchanged.
+        ValueError: a picture is asked for without a scan.
     """
     if outputs.overlay and scan is None:
-        raise ValueError("found no scan, expected one to draw the overlay on")
+        raise ValueError("found no scan, expected the scan to draw the overlay on")
     labels, report = result
     with ExitStack() as stack:
         temporary = {kind: stack.enter_context(atomic_path(path)) for kind, path in outputs.named().items()}
@@ -77,10 +84,17 @@ def write_results(
 
 
 def described(path: Path, name: Path | None = None) -> dict[str, Any]:
-    """Name and hash of a file; of a scan that consists of several, their hashes.
+    """Describe a file for a report.
+
+    Args:
+        path: a file or folder.
+        name: the path to state instead, for files that are renamed afterwards.
+
+    Returns:
+        Path and SHA-256 of the file; for a scan of several files, the path and the SHA-256 of each file by name.
 
     Raises:
-        ScanError, OSError: it cannot be read.
+        ScanError, OSError: a file cannot be read.
     """
     where = plain_text(str(name or path))
     files = files_of(path)
@@ -90,10 +104,16 @@ def described(path: Path, name: Path | None = None) -> dict[str, Any]:
 
 
 def described_scan(paths: Sequence[Path]) -> list[dict[str, Any]]:
-    """The same of every channel.
+    """Describe a scan for a report.
+
+    Args:
+        paths: one file or folder per channel.
+
+    Returns:
+        One entry per channel, as `described` gives it.
 
     Raises:
-        ScanError: one cannot be read.
+        ScanError: a file cannot be read.
     """
     try:
         return [described(path) for path in paths]

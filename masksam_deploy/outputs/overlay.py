@@ -1,4 +1,4 @@
-"""A contact sheet of a scan with its labels, for a person to check at a glance."""
+"""A contact sheet of a scan with its labels, for checking a segmentation at a glance."""
 
 from __future__ import annotations
 
@@ -34,53 +34,53 @@ if TYPE_CHECKING:
     from PIL.ImageDraw import ImageDraw
 
 _TILE = (320, 440)
-"""Least and greatest length in pixels of a tile's longer side; between them, one pixel a voxel."""
+"""Least and greatest length of a tile's longer side in pixels; between them, a voxel is a pixel."""
 _LEAST_WIDTH = 960
 _LEAST_CELL = 150
 _GUTTER = 30
 _MARGIN = 20
 _TITLE, _SMALL, _LINE = 24, 17, 22
 _ASPECT = 1.4
-"""Width to height that the tiles together come close to."""
+"""Ratio of width to height that the tiles together approximate."""
 _BACKGROUND = (16, 16, 16)
 
-# Okabe and Ito's colours (without black, the blue lightened for dark images), then, one by one, the colour
-# farthest in CIELAB from all before it, seen with normal and with red- or green-blind eyes (Machado 2009).
+# The colours of Okabe and Ito (without black, the blue lightened for dark images). Each further colour is the one that
+# is farthest in CIELAB from all before it, for normal and for red- or green-blind sight (Machado 2009).
 PALETTE: Pixels = np.frombuffer(
     bytes.fromhex(
         "e69f0056b4e9f0e442009e73cc79a7d55e003377ff00ff77ffcc99ee00ccee22554477008811ff00ffff77ff007755aa995544aaffaaff0099ff99ff00777766bb0000ffccbbbb55eeccffff9999bb55ffff1133aa773333bb55ff88662288dd778855ccff77bb336677ccbb0055ffddff00aa33887777aa33bbcc007733ffaa55aa88ff99cc999933bbbb4422aaaaffff55ccee00ffaa8811007799ff007700dd3300cc88ffee99bbbb7700ff99ff3300aaaa00aa6677bbffdd00990099ff55"
     ),
     np.uint8,
 ).reshape(-1, 3)
-"""RGB `[64, 3]` for the label values in ascending order, over again after the last."""
+"""RGB `[64, 3]` for the label values in ascending order; repeats after the last."""
 
 
 _PILLOW = OptionalPackage("PIL.Image", "pillow", "cpu", "drawing an overlay", "Pillow")
 
 
 def require_pillow() -> None:
-    """Say now, before long work, that an overlay cannot be drawn.
+    """Check before long work that an overlay can be drawn.
 
     Raises:
         MissingDependencyError: Pillow is not installed.
-        BackendError: it is installed and does not load.
+        BackendError: Pillow is installed but cannot be imported.
     """
     _PILLOW.load()
 
 
 def draw_overlay(scan: Volume, labels: Volume, names: Mapping[int, str], path: str | Path, *, title: str = "") -> None:
-    """Draw slices of a scan with its labels as coloured contours, and a legend, into a PNG file.
+    """Draw slices of a scan with the contours of its labels and a legend into a PNG file.
 
-    Slices lie across the coarsest axis, in radiological orientation (`patient_view.py`), evenly over where
-    there are labels, with some more for labels that these miss. Only the slices drawn are read from the scan;
-    the same input gives the same picture.
+    Slices lie across the coarsest axis, in radiological orientation (`patient_view.py`). They are spread evenly over
+    the slices that have labels; labels that these miss get slices of their own. Only the drawn slices are read from the
+    scan. The same input gives the same picture.
 
     Args:
         scan: `[C, Z, Y, X]` or `[Z, Y, X]`; the first channel is drawn.
         labels: `[Z, Y, X]` of integers from 0 to 65535 on the same grid; 0 is background.
-        names: label value -> name; all but 0 are listed, whether they occur or not.
+        names: label value -> name; all but 0 are listed, also those that do not occur.
         path: the file to write; an existing one is replaced.
-        title: a first line, say of what was segmented and by what; cut to the picture's width.
+        title: first line, such as the names of the scan and the model; cut to the width of the picture.
 
     Raises:
         ScanError: the grids differ.
@@ -113,8 +113,8 @@ def _check_grids(scan: Geometry, labels: Geometry) -> None:
 
     if scan.size_xyz != labels.size_xyz or not np.allclose(numbers(scan), numbers(labels), atol=1e-3):
         raise ScanError(
-            f"found labels on a grid of {labels.size_xyz} voxels at {labels.origin_lps}, expected the scan's, "
-            f"{scan.size_xyz} at {scan.origin_lps}; draw labels only over the scan that they were made from"
+            f"found labels on a grid of {labels.size_xyz} voxels at {labels.origin_lps}, expected the scan's grid "
+            f"of {scan.size_xyz} at {scan.origin_lps}; draw labels only on the scan that they were made from"
         )
 
 
@@ -203,7 +203,7 @@ def _columns(tiles: int, cell_width: int, cell_height: int) -> int:
 
 
 def _draw_sides(draw: ImageDraw, view: View, caption: str, box: tuple[int, int, int, int]) -> None:
-    """Letters go beside the tile, not into it: nothing may hide a contour."""
+    """Draw the sides of the patient beside the tile, where they hide no contour."""
     left, top, right, bottom = box
     middle_x, middle_y, gap = (left + right) // 2, (top + bottom) // 2, 5
     draw.text((middle_x, top - gap - _LINE), caption, FAINT, font(_SMALL), anchor="ms")

@@ -27,14 +27,13 @@ _WIDEST_NAME = 330
 
 @dataclass(frozen=True)
 class Entry:
-    """One line: what a label is called and how much of it there is.
+    """One line of the legend.
 
     Attributes:
-        value: in the label map.
-        name: for people.
-        colour: of its contours.
-        volume_ml: None if the label does not occur.
-        shown: whether one of the slices shows it.
+        value, name: the label value and its name.
+        colour: RGB of the label's contours.
+        volume_ml: volume in millilitres; None if the label does not occur.
+        shown: whether one of the drawn slices shows the label.
     """
 
     value: int
@@ -45,7 +44,7 @@ class Entry:
 
     @property
     def amount(self) -> str:
-        """The volume as text, with a remark if no slice shows the label."""
+        """The volume as text, with a note if no drawn slice shows the label."""
         if self.volume_ml is None:
             return "not found"
         digits = 2 if self.volume_ml < 10 else 1 if self.volume_ml < 100 else 0
@@ -54,10 +53,14 @@ class Entry:
 
 
 class Legend:
-    """The entries laid out in as many columns as fit into a width.
+    """The entries, laid out in as many columns as fit into a width.
+
+    Args:
+        entries: in the order of drawing.
+        width: of the legend in pixels.
 
     Attributes:
-        height: pixels that it takes.
+        height: of the legend in pixels.
     """
 
     def __init__(self, entries: Sequence[Entry], width: int) -> None:
@@ -76,7 +79,12 @@ class Legend:
         self.height = self._rows * _ROW
 
     def draw(self, draw: ImageDraw, left: int, top: int) -> None:
-        """Draw it with its upper left corner at a point."""
+        """Draw the legend.
+
+        Args:
+            draw: the image.
+            left, top: pixel of the legend's upper left corner.
+        """
         for index, (entry, (value, name, amount)) in enumerate(zip(self._entries, self._texts, strict=True)):
             x = left + index // self._rows * self._step
             y = top + index % self._rows * _ROW + _ROW // 2
@@ -91,14 +99,24 @@ class Legend:
 
 @cache
 def font(size: int) -> Font:
-    """The font that comes with Pillow: the same on every machine."""
+    """The font that comes with Pillow, which is the same on every machine.
+
+    Args:
+        size: in pixels.
+    """
     from PIL.ImageFont import load_default
 
     return load_default(size=size)
 
 
 def fitting(text: str, size: int, width: int) -> str:
-    """Text in letters that the font has, shortened to a width in pixels."""
+    """Replace letters that the font lacks, and shorten the text.
+
+    Args:
+        text: any text.
+        size: of the font in pixels.
+        width: the largest width in pixels.
+    """
     # The font knows ASCII only: an accent is dropped, another script becomes question marks.
     decomposed = unicodedata.normalize("NFKD", text)
     plain = "".join(char for char in decomposed if not unicodedata.combining(char))

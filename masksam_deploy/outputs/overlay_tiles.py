@@ -1,4 +1,4 @@
-"""The pictures in an overlay: which slices are shown, and one slice painted with its labels."""
+"""The tiles of an overlay: choosing slices, and drawing one slice with its labels."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ Window: TypeAlias = tuple[float, float]
 _SPREAD_SLICES = 12
 _MOST_SLICES = 16
 _CT_AIR = -250.0
-"""Hounsfield units that divide air and lung from fat and all else."""
+"""Hounsfield units between air and lung on one side and all other tissue on the other."""
 _CT_WINDOW = (-160.0, 240.0)
-"""Hounsfield units in which radiologists look at soft tissue; bone and metal, on many slices, would widen it."""
+"""Soft-tissue window in Hounsfield units; percentiles would be widened by bone and metal."""
 _FILL = 0.25
-"""How much of a label's colour covers the scan inside its contour."""
+"""Opacity of a label's colour inside its contour."""
 
 
 def count_labels(labels_zyx: Array, slice_axis: int) -> tuple[Indices, Counts]:
-    """Count each label on each slice, in memory of a few planes.
+    """Count each label on each slice, using the memory of a few planes.
 
     Args:
         labels_zyx: `[Z, Y, X]` integers from 0 to 65535.
         slice_axis: the array axis that slices lie across.
 
     Returns:
-        The values that occur besides 0, ascending, `[V]`, and their voxels per slice, `[slices, V]`.
+        The values that occur besides 0, ascending, `[V]`; and their voxels per slice, `[slices, V]`.
 
     Raises:
-        ValueError: the labels are no such integers.
+        ValueError: the labels are not integers from 0 to 65535.
     """
     if labels_zyx.dtype.kind not in "iu" or int(labels_zyx.min()) < 0 or int(labels_zyx.max()) > 65535:
         raise ValueError(f"labels are {labels_zyx.dtype}, expected integers from 0 to 65535")
@@ -62,13 +62,13 @@ def count_labels(labels_zyx: Array, slice_axis: int) -> tuple[Indices, Counts]:
 
 
 def choose_slices(counts: Counts) -> list[int]:
-    """Slices that show the labels: evenly among those that have any, then some for labels missed so far.
+    """Choose slices that show the labels: evenly among those with labels, then more for labels missed so far.
 
     Args:
         counts: voxels per slice and label, `[slices, V]`.
 
     Returns:
-        Indices, ascending, without repetition; evenly over the volume if there is no label at all.
+        Indices, ascending, without repetition; spread evenly over the volume if there are no labels.
     """
     candidates = np.flatnonzero(counts.any(axis=1)) if counts.any() else np.arange(counts.shape[0])
     chosen = _spread(candidates, _SPREAD_SLICES)
@@ -82,7 +82,7 @@ def choose_slices(counts: Counts) -> list[int]:
         voxels = np.where(gain == gain.max(), counts[:, missed].sum(axis=1), -1)
         extra.add(int(voxels.argmax()))
     if extra:
-        # The sheet is larger then anyway; what the missed labels leave free is spread as well.
+        # The sheet is larger then; its remaining places are filled evenly as well.
         chosen = _spread(np.setdiff1d(candidates, sorted(extra)), _MOST_SLICES - len(extra))
     return sorted(chosen | extra)
 
@@ -93,9 +93,16 @@ def _spread(candidates: Indices, most: int) -> set[int]:
 
 
 def grey_window(planes: Sequence[Array]) -> Window:
-    """Intensities to show as black and white: soft tissue in CT, otherwise the shown slices' 1st and 99th percentile.
+    """Choose the intensities that are shown as black and as white.
 
-    Voxels at the very minimum, which is what air and padding are often filled with, do not count.
+    CT gets a soft-tissue window, other scans the 1st and 99th percentile of the drawn slices. Voxels at the minimum,
+    which air and padding are often filled with, do not count.
+
+    Args:
+        planes: the drawn slices, `[rows, columns]` each.
+
+    Returns:
+        The intensities of black and of white.
     """
     samples = np.concatenate([np.asarray(plane[::2, ::2], np.float64).ravel() for plane in planes])
     samples = samples[np.isfinite(samples)]
@@ -110,27 +117,40 @@ def grey_window(planes: Sequence[Array]) -> Window:
 
 
 def grey_pixels(plane: Array, window: Window) -> Pixels:
-    """A slice as 8-bit grey."""
+    """Convert a slice to 8-bit grey.
+
+    Args:
+        plane: `[rows, columns]`.
+        window: the intensities of black and of white.
+
+    Returns:
+        uint8 `[rows, columns]`; NaN becomes black.
+    """
     low, high = window
     scaled = np.nan_to_num((np.asarray(plane, np.float64) - low) * (255.0 / (high - low)), nan=0.0)
     return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
 
 
 def resized(codes: Indices, shape: tuple[int, int]) -> Indices:
-    """Nearest neighbours on another grid over the same area: labels keep their codes."""
+    """Resample labels to another number of pixels over the same area, by nearest neighbours.
+
+    Args:
+        codes: `[rows, columns]`.
+        shape: rows and columns of the result.
+    """
     rows, columns = ((2 * np.arange(new) + 1) * old // (2 * new) for new, old in zip(shape, codes.shape, strict=True))
     result: Indices = codes[rows[:, None], columns[None, :]]
     return result
 
 
 def painted(grey: Pixels, codes: Indices, colours: Pixels, thickness: int) -> Pixels:
-    """A grey slice with labels as contours and a light fill.
+    """Draw labels on a grey slice, as contours with a light fill.
 
     Args:
         grey: `[H, W]`.
         codes: `[H, W]`, 0 for background, otherwise a row of `colours`.
         colours: RGB `[N, 3]`; row 0 is unused.
-        thickness: of the contours in pixels, inside the label.
+        thickness: of the contours in pixels; they lie inside the label.
 
     Returns:
         RGB `[H, W, 3]`.
@@ -140,14 +160,14 @@ def painted(grey: Pixels, codes: Indices, colours: Pixels, thickness: int) -> Pi
     rgb[labelled] = (1 - _FILL) * rgb[labelled] + _FILL * colours[codes[labelled]]
     edge = _differs(codes) & labelled
     for _ in range(thickness - 1):
-        # What borders the contour inside the same label: where peeling the contour off makes a new edge.
+        # The next layer inside the label: the edge that appears where the contour so far is taken away.
         edge |= _differs(np.where(edge, -1, codes)) & labelled
     rgb[edge] = colours[codes[edge]]
     return np.rint(rgb).astype(np.uint8)
 
 
 def _differs(codes: Indices) -> Mask:
-    """Whether a pixel has one of its four neighbours in another label; the image's border is no neighbour."""
+    """Whether one of the four neighbours of a pixel has another label; outside the image there are no neighbours."""
     result = np.zeros(codes.shape, bool)
     down, right = codes[1:] != codes[:-1], codes[:, 1:] != codes[:, :-1]
     result[1:] |= down

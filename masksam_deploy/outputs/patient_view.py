@@ -1,8 +1,8 @@
-"""How slices of a volume are shown so that every reader sees the patient the same way.
+"""The orientation in which slices of a volume are shown.
 
-Radiological convention: the patient's right is on the image's left, anterior is up in axial slices (and left
-in sagittal ones), superior is up in coronal and sagittal ones. It is computed from the direction matrix, so a
-volume stored mirrored or transposed is not shown mirrored.
+The radiological convention is used: the patient's right is on the left of the image; anterior is up in axial slices and
+left in sagittal slices; superior is up in coronal and sagittal slices. The orientation is computed from the direction
+matrix, so that a volume that is stored mirrored or transposed is not shown mirrored.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _LETTERS = (("R", "L"), ("A", "P"), ("I", "S"))
 """Per world axis: the letter of its negative and of its positive end."""
 
 _SECOND_LETTER = 0.35
-"""Least component (about 20 degrees) for a second letter, as on oblique images of scanners."""
+"""Smallest component of a direction that gets a second letter: about 20 degrees."""
 
 Vector: TypeAlias = NDArray[np.float64]
 
@@ -32,10 +32,10 @@ class View:
     """How to cut and turn an array `[Z, Y, X]`.
 
     Attributes:
-        plane: "axial", "coronal" or "sagittal", with "oblique" before it if it is one.
-        slice_axis, row_axis, column_axis: array axes; rows run down the image, columns to the right.
-        flip_rows, flip_columns: whether to reverse them.
-        top, bottom, left, right: the patient's side at each edge, main letter first.
+        plane: "axial", "coronal" or "sagittal"; oblique planes have "oblique" before it.
+        slice_axis, row_axis, column_axis: array axes; row indices grow downwards, column indices to the right.
+        flip_rows, flip_columns: whether to reverse rows and columns.
+        top, bottom, left, right: the side of the patient at each edge, main letter first.
     """
 
     plane: str
@@ -50,7 +50,15 @@ class View:
     right: str
 
     def slice_of(self, array_zyx: Array, index: int) -> Array:
-        """Slice `index` (in array order) as it is shown, `[rows, columns]`; a view of the array."""
+        """Cut a slice out of an array.
+
+        Args:
+            array_zyx: `[Z, Y, X]`.
+            index: of the slice along `slice_axis`.
+
+        Returns:
+            The slice as it is shown, `[rows, columns]`; a view of the array.
+        """
         axes = (self.slice_axis, self.row_axis, self.column_axis)
         plane: Array = np.moveaxis(array_zyx, axes, (0, 1, 2))[index]
         rows = slice(None, None, -1 if self.flip_rows else 1)
@@ -59,7 +67,14 @@ class View:
 
 
 def radiological_view(geometry: Geometry) -> View:
-    """The view across the coarsest axis, so that slices show the finest grid; axial among equals."""
+    """Choose the view whose slices lie across the coarsest axis, so that they show the finest grid.
+
+    Args:
+        geometry: of the volume.
+
+    Returns:
+        The view; of several equally coarse axes, the one that gives axial slices is taken.
+    """
     # Column i is array axis 2 - i; reversed, columns are in array order z, y, x.
     directions = np.asarray(geometry.direction_lps, np.float64).reshape(3, 3)[:, ::-1]
     # The world axis of each array axis, all different even for oblique scans: the best total agreement.

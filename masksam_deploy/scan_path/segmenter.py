@@ -8,7 +8,7 @@ from functools import partial
 from math import inf, prod
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,17 +20,16 @@ from masksam_deploy.base.volume import Volume
 from masksam_deploy.bundle.directory import Bundle
 from masksam_deploy.io.grid import check_grid
 from masksam_deploy.runtimes import Device, GraphChain, Network, open_chain
+from masksam_deploy.scan_path.decision import LabelMap
 from masksam_deploy.scan_path.frame import ScanFrame, scan_frame
 from masksam_deploy.scan_path.gpu_arrays import open_cupy
-from masksam_deploy.scan_path.labels_host import labels_from_scores
-from masksam_deploy.scan_path.place_gpu import GpuScores, gpu_scores
+from masksam_deploy.scan_path.place import HostPlace, Place, ScoresOn, Work
+from masksam_deploy.scan_path.place_gpu import gpu_place
 from masksam_deploy.scan_path.prepare import prepare
 from masksam_deploy.scan_path.report import Report, Stopwatch, measure_labels, runtime_versions
 from masksam_deploy.scan_path.resample import SLAB_BYTES
-from masksam_deploy.scan_path.tiles import padded_shape, window_count, with_step
+from masksam_deploy.scan_path.tiles import padded_shape, share_of, window_count, with_step
 from masksam_deploy.scan_path.windows import Accumulator, Pipeline, Progress, stream_scores
-
-ScoresOn: TypeAlias = Literal["cpu", "gpu"]
 
 ON_CPU = "scores_on_cpu_because"
 """In the report of a scan whose scores were to stay on the GPU and did not."""
@@ -63,7 +62,7 @@ class Segmenter:
             closed with the segmenter.
         tta: average over mirrored windows, along the axes that the bundle allows.
         accumulator: `float32`, or `float16` to repeat the official arithmetic to the bit.
-        step: distance between windows as a share of the patch.
+        step: distance between windows as a share of the patch, in place of the bundle's own share; None for that.
         threads: for the network, and for what comes before and after it; by default all cores.
         max_ram: bytes that a scan may take besides the network.
         scores_on: where class scores are summed, resampled and decided. `gpu` needs a network that leaves them there
@@ -85,7 +84,7 @@ class Segmenter:
         network: Network | None = None,
         tta: bool = True,
         accumulator: Accumulator = "float32",
-        step: float = 0.5,
+        step: float | None = None,
         threads: int | None = None,
         max_ram: int | None = None,
         scores_on: ScoresOn = "cpu",
@@ -96,7 +95,7 @@ class Segmenter:
             raise BundleError(f"'{self.bundle.path}' was loaded without checking its hashes; load it with verify=True")
         if accumulator not in ("float16", "float32"):
             raise ValueError(f"accumulator '{accumulator}' is unknown, expected 'float16' or 'float32'")
-        if not SMALLEST_STEP <= step <= 1:
+        if step is not None and not SMALLEST_STEP <= step <= 1:
             raise ValueError(f"step is {step}, expected {SMALLEST_STEP} to 1 of the patch")
         if threads is not None and threads < 1:
             raise ValueError(f"threads is {threads}, expected at least 1")
@@ -104,7 +103,6 @@ class Segmenter:
             raise ValueError(f"run_timeout is {run_timeout}, expected seconds, more than 0")
         self.mirror_axes = self.bundle.manifest.mirror_axes if tta else ()
         self._accumulator = accumulator
-        self._step = step
         self._recipe = with_step(self.bundle.manifest.recipe, step)
         self._max_ram = max_ram
         self._threads = min(threads or usable_cores(), MOST_THREADS)
@@ -113,9 +111,15 @@ class Segmenter:
         self._load_seconds = time.perf_counter() - started
         if run_timeout is not None:
             self._limit_runs(run_timeout)
-        self._on_gpu: GpuScores | None = None
-        if scores_on == "gpu":
-            self._on_gpu = self._kept_on_gpu()
+        self._work = Work(
+            self._recipe,
+            self.bundle.manifest.labels,
+            self.bundle.patch_size,
+            self._network.batch,
+            bool(self.mirror_axes),
+        )
+        self._host = HostPlace(self._network, self._work, self._threads)
+        self._place: Place = self._host if scores_on == "cpu" else self._on_gpu()
 
     def __call__(self, scan: Volume, progress: Progress | None = None) -> Segmentation:
         """Segment one scan.
@@ -129,56 +133,26 @@ class Segmenter:
             MemoryLimitError: it would need more than `max_ram`.
             BackendError: the network failed.
         """
-        labels = self.bundle.manifest.labels
         check_grid(scan.geometry, "the scan")
         watch = Stopwatch()
         watch.add("load_network", self._load_seconds)
         with watch.stage("preprocess"):
             frame = scan_frame(scan, self._recipe)
             require(self._memory(scan, frame), self._max_ram, "this scan")
-            data = prepare(scan, self._recipe, frame, threads=self._threads).data
-        on_gpu, why_not = self._scores_stay(frame)
-        started = time.perf_counter()
-        scores = stream_scores(
-            data,
-            self.bundle.patch_size,
-            Pipeline(
-                partial(self._predict_all, watch, on_gpu or self._network),
-                self._network.batch,
-                on_gpu.sums if on_gpu else None,
-            ),
-            self._recipe,
-            mirror_axes=self.mirror_axes,
-            accumulator=self._accumulator,
-            classes=self.bundle.classes,
-            threads=self._threads,
-            progress=progress,
-        )
-        del data  # now the stream's own, gone when it ends
-        decide = on_gpu.labels if on_gpu else partial(labels_from_scores, threads=self._threads)
-        try:
-            array = decide(watch.iterate("accumulate", scores), frame, self._recipe.scores, labels)
-        finally:
-            if on_gpu:
-                on_gpu.arrays.release()  # the next scan asks how much there is
-        # The network, accumulating, and resampling back are interleaved, plane by plane.
-        watch.add("resample_back", time.perf_counter() - started - watch.seconds["accumulate"])
-        watch.add("accumulate", -watch.seconds.get("network", 0.0))
-        result = Volume(array, scan.geometry)
+        place, why_not = self._place_for(frame)
+        result = Volume(self._label_map(scan, frame, place, watch, progress), scan.geometry)
         with watch.stage("measure"):
-            measured = measure_labels(result, labels)
-        return Segmentation(
-            result,
-            Report(
-                bundle=self.bundle_facts(),
-                scan=self._scan_facts(scan, frame) | ({ON_CPU: why_not} if why_not else {}),
-                settings=self.settings(),
-                labels=measured,
-                timings_s=watch.rounded(),
-                versions=runtime_versions(),
-                warnings=list(scan.warnings),
-            ),
+            measured = measure_labels(result, self.bundle.manifest.labels)
+        report = Report(
+            bundle=self.bundle_facts(),
+            scan=self._scan_facts(scan, frame) | ({ON_CPU: why_not} if why_not else {}),
+            settings=self.settings(),
+            labels=measured,
+            timings_s=watch.rounded(),
+            versions=runtime_versions(),
+            warnings=list(scan.warnings),
         )
+        return Segmentation(result, report)
 
     def memory(self, scan: Volume) -> int:
         """Bytes that this scan will take at most, its own included, the network's not.
@@ -206,9 +180,9 @@ class Segmenter:
             "engine": self._network.engine,
             "precision": self._network.precision,
             "accumulator": self._accumulator,
-            "scores_on": "gpu" if self._on_gpu else "cpu",
+            "scores_on": self._place.name,
             "mirror_axes": list(self.mirror_axes),
-            "step": self._step,
+            "step": share_of(self._recipe),
         }
 
     def close(self) -> None:
@@ -232,42 +206,55 @@ class Segmenter:
             )
         self._network.limit_runs(seconds)
 
-    def _kept_on_gpu(self) -> GpuScores:
+    def _on_gpu(self) -> Place:
         try:
             if self._accumulator == "float16":
                 raise BackendError(
                     "--scores-on gpu: found the accumulator float16, which repeats the official arithmetic on the CPU, "
                     "expected float32; leave one of them out"
                 )
-            return gpu_scores(self._network, open_cupy)
+            return gpu_place(self._network, self._work, open_cupy)
         except BaseException:
             self._network.close()
             raise
 
-    def _scores_stay(self, frame: ScanFrame) -> tuple[GpuScores | None, str | None]:
-        """What keeps this scan's scores on the GPU; if that was asked for and cannot be, why."""
-        if self._on_gpu is None:
-            return None, None
-        why_not = self._on_gpu.why_not(
-            frame,
-            self._recipe,
-            self.bundle.classes,
-            self.bundle.patch_size,
-            self._network.batch,
-            bool(self.mirror_axes),
-        )
-        return (self._on_gpu, None) if why_not is None else (None, why_not)
+    def _place_for(self, frame: ScanFrame) -> tuple[Place, str | None]:
+        """Where this scan's scores are; if that is not where they were asked to be, why."""
+        why_not = self._place.why_not(frame)
+        return (self._place, None) if why_not is None else (self._host, why_not)
 
-    def _predict_all(
-        self, watch: Stopwatch, network: Network | GpuScores, images: Iterator[NDArray[np.float32]]
-    ) -> Iterator[Any]:
-        predictions = network.predict_all(images)
-        while True:
-            with watch.stage("network"):
-                scores = next(predictions, None)
-            if scores is None:
-                return
-            yield scores
+    def _label_map(
+        self,
+        scan: Volume,
+        frame: ScanFrame,
+        place: Place,
+        watch: Stopwatch,
+        progress: Progress | None,
+    ) -> LabelMap:
+        """Run the network window by window, and decide what comes out, plane by plane."""
+        with watch.stage("preprocess"):
+            data = prepare(scan, self._recipe, frame, threads=self._threads).data
+        started = time.perf_counter()
+        scores = stream_scores(
+            data,
+            self.bundle.patch_size,
+            Pipeline(partial(_timed, watch, place), self._network.batch, place.sums),
+            self._recipe,
+            mirror_axes=self.mirror_axes,
+            accumulator=self._accumulator,
+            classes=self.bundle.classes,
+            threads=self._threads,
+            progress=progress,
+        )
+        del data  # now the stream's own, gone when it ends
+        try:
+            array = place.label_map(watch.iterate("accumulate", scores), frame)
+        finally:
+            place.release()
+        # The network, accumulating, and resampling back are interleaved, plane by plane.
+        watch.add("resample_back", time.perf_counter() - started - watch.seconds["accumulate"])
+        watch.add("accumulate", -watch.seconds.get("network", 0.0))
+        return array
 
     def _memory(self, scan: Volume, frame: ScanFrame) -> int:
         """Bytes that the scan path holds at its widest, the network's own memory not counted."""
@@ -275,9 +262,12 @@ class Segmenter:
         network_voxels, patch = prod(frame.network_shape), self.bundle.patch_size
         _, height, width = padded_shape(frame.network_shape, patch, self._recipe.windows)
         scores = self._recipe.scores.resampling
-        # Splines need the scores of the whole network grid; otherwise a window's depth and some planes do.
-        whole = network_voxels if 3 in (scores.order, scores.order_z) else 0
-        kept = 3 * patch[0] * height * width + 4 * max(prod(frame.cropped_shape[1:]), height * width)
+        # Splines whose values are clipped need the scores of the whole network grid; else some planes of it will do.
+        clipped = scores.coordinates == "centres" and 3 in (scores.order, scores.order_z)
+        whole = network_voxels if clipped else 0
+        # Sums, a prediction, its weighted copy; probabilities are one copy more.
+        windows = 3 if self._recipe.scores.before_sum == "none" else 4
+        kept = windows * patch[0] * height * width + 4 * max(prod(frame.cropped_shape[1:]), height * width)
         # A normalised copy and the temporary of its standard deviation, one channel at a time; the label map.
         working = 9 * voxels
         # While resampling, a thread holds a slab of output planes and up to three more of their size.
@@ -296,3 +286,14 @@ class Segmenter:
             "network_spacing_mm": list(frame.network_spacing),
             "windows": window_count(frame.network_shape, self.bundle.patch_size, self._recipe.windows),
         }
+
+
+def _timed(watch: Stopwatch, place: Place, images: Iterator[NDArray[np.float32]]) -> Iterator[Any]:
+    """What the network gives, and how long that takes."""
+    predictions = place.predict_all(images)
+    while True:
+        with watch.stage("network"):
+            scores = next(predictions, None)
+        if scores is None:
+            return
+        yield scores

@@ -110,6 +110,11 @@ def with_step(recipe: Recipe, step: float | None) -> Recipe:
     return recipe.model_copy(update={"windows": recipe.windows.model_copy(update={"advance": (z, y, x)})})
 
 
+def share_of(recipe: Recipe) -> float | None:
+    """The largest distance between windows as a share of one, of the first axis where it is one; None if of none."""
+    return next((advance.share for advance in recipe.windows.advance if isinstance(advance, Share)), None)
+
+
 def cut_windows(data: NDArray[np.float32], patch: Shape3, recipe: Recipe) -> Iterator[NDArray[np.float32]]:
     """The windows `[1,C,T,P,P]` that `stream_scores` runs the network on, in its order, unmirrored.
 

@@ -12,13 +12,13 @@ import pytest
 from masksam_deploy.bundle.manifest import Measured
 from masksam_deploy.engines.profiles import (
     PROFILES,
-    Chosen,
+    InferenceSettings,
     ProfileName,
     choose,
     cost_of,
     definitions,
     facts,
-    in_words,
+    profile_summary,
 )
 
 FIGURES = Path(__file__).parents[2] / "models" / "masksam-tiny-lv" / "measured.json"
@@ -36,8 +36,8 @@ def figures() -> Measured:
     return Measured.model_validate_json(FIGURES.read_bytes())
 
 
-def told(chosen: Chosen, ran: dict[str, Any], precisions: dict[str, str], measured: Measured | None) -> str:
-    return in_words(chosen, ran | facts(chosen, measured, ran, precisions))
+def told(chosen: InferenceSettings, ran: dict[str, Any], precisions: dict[str, str], measured: Measured | None) -> str:
+    return profile_summary(chosen, ran | facts(chosen, measured, ran, precisions))
 
 
 def test_the_figures_are_of_the_repositorys_model() -> None:
@@ -74,13 +74,17 @@ def test_each_profile_needs_less_work_than_the_next() -> None:
 
 
 def test_without_a_profile_nothing_changes() -> None:
-    assert choose(None) == Chosen(step=0.5, tta=True, precision=None)
-    assert choose(None, step=1.0, tta=False, precision="int8") == Chosen(step=1.0, tta=False, precision="int8")
+    assert choose(None) == InferenceSettings(step=0.5, tta=True, precision=None)
+    assert choose(None, step=1.0, tta=False, precision="int8") == InferenceSettings(
+        step=1.0, tta=False, precision="int8"
+    )
 
 
 def test_what_is_typed_wins_over_the_profile() -> None:
-    assert choose("fast", tta=True) == Chosen(0.75, True, None, judged=True, profile="fast", typed=("--tta/--no-tta",))
-    assert choose("balanced", step=0.5, precision="int8") == Chosen(
+    assert choose("fast", tta=True) == InferenceSettings(
+        0.75, True, None, judged=True, profile="fast", typed=("--tta/--no-tta",)
+    )
+    assert choose("balanced", step=0.5, precision="int8") == InferenceSettings(
         0.5, False, "int8", (), judged=False, profile="balanced", typed=("--step", "--precision")
     )
     assert choose("accurate", tta=False).precision == "fp32"
@@ -102,7 +106,7 @@ def test_a_gain_is_not_told_as_a_cost(monkeypatch: pytest.MonkeyPatch) -> None:
     ran = settings(chosen.step)
     filled = ran | facts(chosen, figures(), ran, FP32)
     filled["profile"]["measured"] |= {"mean_cost": -0.002, "worst_cost": 0.0123}
-    assert "this cost no Dice on average, 0.0123 of Dice in the worst scan" in in_words(chosen, filled)
+    assert "this cost no Dice on average, 0.0123 of Dice in the worst scan" in profile_summary(chosen, filled)
 
 
 @pytest.mark.parametrize(

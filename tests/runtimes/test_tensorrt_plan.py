@@ -8,7 +8,8 @@ from math import prod
 import pytest
 
 from masksam_deploy.base.errors import BackendError, MemoryLimitError
-from masksam_deploy.bundle.manifest import Graph, Manifest, Port
+from masksam_deploy.bundle.manifest import Graph, Port
+from masksam_deploy.bundle.upgrade import Manifest1
 from masksam_deploy.runtimes.cuda.plan import Need, choose_batch, plan_buffers, require_free
 from tests.example_bundle import manifest_content
 
@@ -20,7 +21,7 @@ MIB = 2**20
 
 
 def example_graphs() -> tuple[Graph, ...]:
-    return Manifest.model_validate_json(json.dumps(manifest_content() | {"files": {}}), strict=True).graphs
+    return Manifest1.model_validate_json(json.dumps(manifest_content() | {"files": {}}), strict=True).graphs
 
 
 def test_a_tensor_that_several_graphs_name_exists_once() -> None:

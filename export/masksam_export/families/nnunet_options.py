@@ -12,11 +12,16 @@ def nnunet_options() -> list[click.Option]:
     return [
         click.Option(["--plans"], type=click.Path(path_type=Path), help="nnU-Net plans, for a plain state dict."),
         click.Option(["--dataset"], type=click.Path(path_type=Path), help="dataset.json, for a plain state dict."),
-        click.Option(["--configuration"], help="Configuration of the plans [the checkpoint's own, else 3d_fullres]."),
+        click.Option(
+            ["--configuration"],
+            metavar="NAME",
+            help="Configuration in the plans. Default: the checkpoint's own, or else 3d_fullres.",
+        ),
         click.Option(
             ["--mirror-axes"],
+            metavar="AXES",
             callback=_parsed,
-            help="Allowed mirror axes, e.g. 0,1,2 or none [the checkpoint's own].",
+            help="Axes that windows may be mirrored along, e.g. 0,1,2 or none. Default: the checkpoint's own.",
         ),
     ]
 

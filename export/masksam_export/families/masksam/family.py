@@ -33,13 +33,13 @@ class MaskSAMFamily:
                 type=click.Choice(["planes", "stacked", "volume", "node"]),
                 default="planes",
                 show_default=True,
-                help="The depth-convolution adapters in the graphs: standard operators in one of three formulations, "
-                "or one node each with a body in standard operators, which a TensorRT plugin may replace.",
+                help="Form of the depth-convolution adapters: one of three formulations in standard operators, or a "
+                "single node with such a body, which a TensorRT plugin may replace.",
             ),
             click.Option(
                 ["--kernels"],
                 type=click.Path(path_type=Path),
-                help="Kernel pack for the bundle to carry, from masksam-kernels build; with --adapters node.",
+                help="Kernel pack to put into the bundle, from 'masksam-kernels build'. Needs --adapters node.",
             ),
         ]
 
