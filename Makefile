@@ -15,7 +15,7 @@ WORKERS ?= 2
 demo: $(VENV)/demo.stamp
 	mkdir -p demo
 	$(BIN)/masksam-deploy export $(MODEL)/checkpoint_final.pth -o demo/lv.masksam --force \
-	    --validation $(SAMPLE)/scan --references $(SAMPLE)/reference.nii.gz
+	    --validation $(SAMPLE)/scan --references $(SAMPLE)/reference.nii.gz --measured $(MODEL)/measured.json
 	$(BIN)/masksam-deploy infer $(SAMPLE)/scan -b demo/lv.masksam \
 	    -o demo/labels.nii.gz --overlay demo/overlay.png --report demo/report.json
 	$(BIN)/masksam-deploy evaluate demo/labels.nii.gz $(SAMPLE)/reference.nii.gz --labels demo/lv.masksam --min-dice 0.85

@@ -50,12 +50,21 @@ class ExportCommand(Command):
     """A command with options of its own and those of all families, which are looked up when they are needed."""
 
     def __init__(self, families: Families, **settings: Any) -> None:
-        super().__init__(**settings)
         self.families = families
+        self._complete = False
+        super().__init__(**settings)
 
-    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        """The command's own parameters, then each family's."""
-        return [*super().get_params(ctx), *self._family_options()]
+    @property
+    def params(self) -> list[click.Parameter]:
+        """The command's own parameters, then each family's: one list, which click changes and changes back."""
+        if not self._complete:
+            self._all += self._family_options()
+            self._complete = True
+        return self._all
+
+    @params.setter
+    def params(self, own: list[click.Parameter]) -> None:
+        self._all = own
 
     def heading_of(self, option: click.Option) -> str | None:
         """See `Command`; a family's options stand under its name."""
@@ -79,7 +88,7 @@ class ExportCommand(Command):
         return owners
 
     def _family_options(self) -> list[click.Option]:
-        own = {parameter.name: parameter for parameter in self.params}
+        own = {parameter.name: parameter for parameter in self._all}
         found: dict[str, click.Option] = {}
         for family in self.families():
             for option in family.options():

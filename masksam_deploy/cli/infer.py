@@ -84,7 +84,8 @@ EXAMPLES = {
     type=float,
     callback=window_step,
     metavar="SHARE",
-    help="Distance between windows as a share of the patch size. Default: 0.5, or as the profile says.",
+    help="Distance between windows as a share of the patch size. Default: as the profile or the bundle says; 0.5 in "
+    "most bundles.",
 )
 @inference(
     "--accumulator",

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import onnx
 
@@ -21,6 +21,7 @@ from masksam_deploy.base.temporaries import BUILDING, Temporary, abandoned_in, c
 from masksam_deploy.base.version import __version__
 from masksam_deploy.bundle.directory import Bundle, reporting_writes
 from masksam_deploy.bundle.rules import ENGINES_DIRECTORY
+from masksam_deploy.engines.build_report import built_report, calibration_report, gate_report, options_report
 from masksam_deploy.engines.calibration import MOST_WINDOWS, CalibrationWindows, calibration_windows
 from masksam_deploy.engines.device_gate import judge_on_device, runs_here
 from masksam_deploy.engines.gate import Case, Gate, Limits, Verdict, limits_of
@@ -144,7 +145,7 @@ def build_engine(
         record = _record(bundle, builder, request, windows, gate, made, built)
         if gate and on_device:
             verdict = _judged_on_device(bundle, Engine(staging, record), gate, request)
-            record = record.model_copy(update={"gate": _gate_report(gate, windows, request, made.attempts, verdict)})
+            record = record.model_copy(update={"gate": gate_report(gate, windows, request, made.attempts, verdict)})
         return BuildResult(store_engine(staging, bundle, record), made.attempts, built)
 
 
@@ -204,13 +205,13 @@ def _record(
         precisions=dict(made.precisions),
         asked=dict(request.spec.precisions),
         machine=builder.facts(request.options),
-        options=_options(request.options),
+        options=options_report(request.options),
         graphs={name: engine.file.name for name, engine in built.items()},
-        gate=_gate_report(gate, windows, request, made.attempts, None),
+        gate=gate_report(gate, windows, request, made.attempts, None),
         provenance={
-            "calibration": _calibration_report(windows, request),
+            "calibration": calibration_report(windows, request),
             "graphs": {name: graph.to_dict() for name, graph in made.graphs.items()},
-            "built": {name: _built_report(engine) for name, engine in built.items()},
+            "built": {name: built_report(engine) for name, engine in built.items()},
             "created_utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "tools": {
                 "masksam-deploy": __version__,
@@ -365,59 +366,3 @@ def _named(progress: Progress | None, what: str) -> Progress:
             progress(f"{what}: {detail}", done, total)
 
     return tell
-
-
-def _gate_report(
-    gate: Gate | None,
-    windows: CalibrationWindows | None,
-    request: BuildRequest,
-    attempts: Sequence[Attempt],
-    on_device: Verdict | None,
-) -> dict[str, Any]:
-    if request.validation is None:
-        return {"judged": False, "why": "switched off with --no-gate"}
-    return {
-        "judged": True,
-        "scans": gate.hashes if gate else {},
-        "judged_on_calibration_scans": bool(
-            gate and windows and request.calibration and set(gate.hashes.values()) & set(windows.scans.values())
-        ),
-        "in": "ONNX Runtime on a CPU" + (", half precision rounded as stored" if request.spec.on_gpu else ""),
-        "attempts": [{"precisions": dict(attempt.precisions), **attempt.verdict.to_dict()} for attempt in attempts],
-        "on_device": on_device.to_dict() if on_device else None,
-    }
-
-
-def _calibration_report(windows: CalibrationWindows | None, request: BuildRequest) -> dict[str, Any]:
-    if windows is None:
-        return {"windows": 0}
-    return {
-        "windows": len(windows.windows),
-        "scans": windows.scans,
-        "sha256": windows.sha256,
-        "calibrator": request.calibrator,
-    }
-
-
-def _built_report(engine: BuiltEngine) -> dict[str, Any]:
-    return {
-        "seconds": round(engine.seconds, 2),
-        "bytes": engine.bytes,
-        "precision_in_graph": dict(engine.precision_in_graph),
-        "precision_found": dict(engine.precision_found) if engine.precision_found is not None else None,
-        "not_read_back": engine.not_read_back,
-        "notes": list(engine.notes),
-    }
-
-
-def _options(options: BuildOptions) -> dict[str, Any]:
-    """All that changes the engine; where a timing cache lies does not."""
-    return {
-        "batches": list(options.batches),
-        "workspace_bytes": options.workspace_bytes,
-        "hardware_compatible": options.hardware_compatible,
-        "version_compatible": options.version_compatible,
-        "strip_weights": options.strip_weights,
-        "optimization_level": options.optimization_level,
-        "gpus": list(options.gpus),
-    }

@@ -45,13 +45,13 @@ class InferenceSettings:
     """Step, mirroring and precision of a run, after the profile and the options typed besides it.
 
     Attributes:
-        step, tta, precision, without: as in `Profile`.
+        step, tta, precision, without: as in `Profile`; without a step, windows lie as the bundle says.
         judged: whether only engines that passed the Dice gate may run, whatever backend is asked for.
         profile: its name; None if none was asked for.
         typed: the options that override the profile.
     """
 
-    step: float
+    step: float | None
     tta: bool
     precision: Precision | None
     without: tuple[Precision, ...] = ()
@@ -69,13 +69,13 @@ def choose(
     """Combine a profile with the options typed besides it, which override the profile.
 
     Args:
-        name: of the profile; None for step 0.5, mirroring, and the fastest valid engine.
+        name: of the profile; None for the bundle's own step, mirroring, and the fastest valid engine.
         step, tta, precision: as typed; None if they were not.
     """
     profile = PROFILES[name] if name else Profile()
     given = {"--step": step, "--tta/--no-tta": tta, "--precision": precision}
     return InferenceSettings(
-        step=profile.step if step is None else step,
+        step=step if step is not None or name is None else profile.step,
         tta=profile.tta if tta is None else tta,
         precision=precision or profile.precision,
         without=() if precision else profile.without,
@@ -137,7 +137,8 @@ def profile_summary(chosen: InferenceSettings, settings: Mapping[str, Any]) -> s
     """
     mirrored = f"mirrored along {settings['mirror_axes']}" if settings["mirror_axes"] else "not mirrored"
     typed = f" with {', '.join(chosen.typed)} as typed" if chosen.typed else ""
-    ran = f"profile {chosen.profile}{typed}: step {settings['step']:g}, {mirrored}, {one_line(settings['precision'])}"
+    step = "windows as the bundle says" if settings["step"] is None else f"step {settings['step']:g}"
+    ran = f"profile {chosen.profile}{typed}: {step}, {mirrored}, {one_line(settings['precision'])}"
     if chosen.profile == "accurate" and not chosen.typed and settings["accumulator"] == "float32":
         return f"{ran}; the others' cost is measured against this"
     cost = settings["profile"]["measured"]

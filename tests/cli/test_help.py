@@ -69,13 +69,15 @@ def test_help_ends_with_the_examples_as_they_are_typed(name: str) -> None:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_options_stand_in_help_once_and_under_headings_where_there_are_many(name: str) -> None:
-    options = [param for param in command_of(name).params if isinstance(param, click.Option)]
+    command = command_of(name)
+    assert isinstance(command, Command)
+    options = [param for param in command.params if isinstance(param, click.Option)]
     lines = CliRunner().invoke(app, [name, "--help"]).output.splitlines()
     first = next(number for number, line in enumerate(lines) if line.endswith(":") and not line.startswith(" "))
     shown = [line.strip().split("  ")[0].replace(",", " ").split() for line in lines[first:] if line[:3] == "  -"]
     for option in options:
         assert sum(option.opts[-1] in words for words in shown) == 1, option.opts
-    assert len(options) < LONG or all(hasattr(option, "heading") for option in options)
+    assert len(options) < LONG or all(command.heading_of(option) for option in options)
     assert all(option.help for option in options)
 
 

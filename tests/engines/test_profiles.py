@@ -27,7 +27,7 @@ FP32 = {"encoder": "fp32", "decoder": "fp32"}
 INT8 = {"encoder": "int8", "decoder": "int8"}
 
 
-def settings(step: float, precision: str = "float32", **more: Any) -> dict[str, Any]:
+def settings(step: float | None, precision: str = "float32", **more: Any) -> dict[str, Any]:
     return {"step": step, "precision": precision, "mirror_axes": [], "accumulator": "float32", **more}
 
 
@@ -74,7 +74,7 @@ def test_each_profile_needs_less_work_than_the_next() -> None:
 
 
 def test_without_a_profile_nothing_changes() -> None:
-    assert choose(None) == InferenceSettings(step=0.5, tta=True, precision=None)
+    assert choose(None) == InferenceSettings(step=None, tta=True, precision=None)
     assert choose(None, step=1.0, tta=False, precision="int8") == InferenceSettings(
         step=1.0, tta=False, precision="int8"
     )

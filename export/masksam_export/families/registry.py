@@ -30,7 +30,8 @@ def installed_families() -> list[Family]:
     Raises:
         ExportError: one cannot be imported, or two have the same name.
     """
-    found = [_loaded(point) for point in entry_points(group=GROUP)]
+    points = {(point.name, point.value): point for point in entry_points(group=GROUP)}  # one package may lie twice
+    found = [_loaded(point) for point in points.values()]
     check_names(found)
     return sorted(found, key=lambda family: family.name)
 

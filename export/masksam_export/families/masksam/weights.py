@@ -96,14 +96,8 @@ def config_from_shapes(
         temporal_mlp_dim=weights.shape(f"{DECODER}.transformer.Space_Adapter.T_fc1.weight", 2)[0],
         mask_tokens=weights.shape(f"{DECODER}.mask_tokens.weight", 2)[0],
         iou_hidden_dim=weights.shape(f"{DECODER}.iou_prediction_head.layers.0.weight", 2)[0],
-        mask_prompt_widths=(
-            weights.shape(f"{PROMPTS}.mask_downscaling.0.weight", 4)[0],
-            weights.shape(f"{PROMPTS}.mask_downscaling.3.weight", 4)[0],
-        ),
-        upscaling_widths=(
-            weights.shape(f"{DECODER}.output_upscaling.0.weight", 4)[1],
-            weights.shape(f"{DECODER}.output_upscaling.3.weight", 4)[1],
-        ),
+        mask_prompt_widths=_pair(weights, f"{PROMPTS}.mask_downscaling", axis=0),
+        upscaling_widths=_pair(weights, f"{DECODER}.output_upscaling", axis=1),
         stem_widths=_stem_widths(weights, acdc),
         levels=_generator_levels(weights),
         head_width=None if acdc else weights.shape("final_conv.0.convs.0.conv.weight", 5)[0],
@@ -114,6 +108,11 @@ def config_from_shapes(
     )
     _check(config)
     return config
+
+
+def _pair(weights: _Weights, layers: str, axis: int) -> tuple[int, int]:
+    """Output widths of the two convolutions of a sequence whose first and fourth modules these are."""
+    return weights.shape(f"{layers}.0.weight", 4)[axis], weights.shape(f"{layers}.3.weight", 4)[axis]
 
 
 def variant_of(acdc: bool, canvas_grid: int, grid: int) -> Variant:
