@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from masksam_deploy.base.text import one_line
 
 def warn(text: str) -> None:
     """Print what somebody should know though the command goes on."""
-    click.echo(f"warning: {one_line(text, limit=1000)}", err=True)
+    # `sys.stderr` by name: while a progress bar is shown, rich stands there, and click by itself would write past it.
+    click.echo(f"warning: {one_line(text, limit=1000)}", file=sys.stderr, err=True)
 
 
 def warn_of_scans(paths: Iterable[Path]) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import nibabel
@@ -81,3 +84,26 @@ def test_bench_prints_the_warnings_of_its_scan_once(bundle: Path, tmp_path: Path
     warning = write_two_places(tmp_path / "scan.nii", ball_scan(0)[0].channels_czyx[0])
     result = call("bench", bundle, tmp_path / "scan.nii", *QUICK)
     assert result.stderr == f"warning: {warning}\n"
+
+
+def test_a_warning_has_a_line_of_its_own_beside_a_progress_bar(bundle: Path, tmp_path: Path) -> None:
+    pty = pytest.importorskip("pty", reason="terminals of this kind exist on Unix only")
+    write_two_places(tmp_path / "scan.nii", ball_scan(0)[0].channels_czyx[0])
+    command = [sys.executable, "-m", "masksam_deploy", "compare", bundle, bundle, tmp_path / "scan.nii", "--no-tta"]
+    ours, theirs = pty.openpty()
+    environment = os.environ | {"TERM": "xterm", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    with subprocess.Popen([*map(str, command)], stdout=subprocess.DEVNULL, stderr=theirs, env=environment) as process:
+        os.close(theirs)
+        text = b"".join(iter(lambda: _read(ours), b""))
+    os.close(ours)
+    assert process.returncode == 0, text
+    before, _, after = text.partition(b"warning: scan.nii: ")
+    assert before.endswith(b"\r\x1b[2K")  # the bar's line was cleared
+    assert b"\r\n" in after[:400]
+
+
+def _read(terminal: int) -> bytes:
+    try:
+        return os.read(terminal, 4096)
+    except OSError:  # Linux, after the other side was closed
+        return b""
