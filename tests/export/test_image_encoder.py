@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from benchmarks.encoder_rewrites import BlockPart, PlainBlock, random_block
+from masksam_export.families.masksam.adapter_nodes import adapter_rewrites
 from masksam_export.families.masksam.config import ModelConfig
 from masksam_export.families.masksam.graphs import traceable
 from masksam_export.families.masksam.model.image_encoder import Block
@@ -87,8 +88,8 @@ def test_only_the_adapter_s_first_product_is_computed_for_padding(tmp_path: Path
     config = small(grid=5, window=4, frames=3)
     block = random_block(config, windowed=True)
     with traceable(block):
-        export_part(BlockPart("block", block, config), tmp_path)
-        export_part(BlockPart("plain", PlainBlock(block), config), tmp_path)
+        export_part(BlockPart("block", block, config), tmp_path, rewrites=adapter_rewrites())
+        export_part(BlockPart("plain", PlainBlock(block), config), tmp_path, rewrites=adapter_rewrites())
     qkv, proj, first, second = (24, 72), (24, 24), (24, 8), (8, 24)
     rest = [(24, 8), (8, 24), (24, 16), (16, 24)]
     assert linears(tmp_path / "plain.onnx", side=4) == sorted([qkv, proj, first, second])
@@ -101,7 +102,7 @@ def test_an_exported_block_agrees(tmp_path: Path) -> None:
     config = small(grid=5, window=4, frames=3)
     block = random_block(config, windowed=True)
     with traceable(block):
-        export_part(BlockPart("block", block, config), tmp_path)
+        export_part(BlockPart("block", block, config), tmp_path, rewrites=adapter_rewrites())
     x = windows_of(config, 2, seed=2)
     session = onnxruntime.InferenceSession(str(tmp_path / "block.onnx"), providers=["CPUExecutionProvider"])
     found = session.run(None, {"x": x.float().reshape(2, config.frames, *x.shape[1:]).numpy()})[0]

@@ -1,19 +1,14 @@
-"""Without a GPU, kernels run in Triton's interpreter; builds for real GPUs run in processes of their own."""
+"""Without a GPU, kernels run in Triton's interpreter (tests/conftest.py); builds run in processes of their own."""
 
 from __future__ import annotations
 
-import os
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-import torch
 
 from tests.kernels.command import masksam_kernels
 from tests.shared_files import SharedFiles
-
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # Triton looks at it when a kernel is defined
 
 NARROWEST_AND_WIDEST = ("64", "320")
 
