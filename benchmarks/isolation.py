@@ -4,7 +4,7 @@
 
 Both ways must give the same voxels, grid and scores before anything is timed. They take turns, in both orders. Bars:
 reading costs at most 5 % of the wall time of `masksam-deploy infer` on the demo's scan, measured in the same run; one
-window of the demo's network, which is smaller than any real one, at most 5 % more.
+window of the demo's network, which is smaller than any real one, at most 10 % more.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ SCANS = {
     "NIfTI, the same size": ROOT / "tests" / "data" / "e2e" / "c_cardiac" / "c_cardiac_0000.nii.gz",
 }
 MOST_SHARE = 0.05
+MOST_NETWORK_SHARE = 0.1
 
 
 def read_here(path: Path) -> Volume:
@@ -148,13 +149,14 @@ def main() -> None:
         "infer_wall_s": round(wall, 3),
         "share_of_infer": round(share, 4),
         "bar": MOST_SHARE,
+        "network_bar": MOST_NETWORK_SHARE,
     }
     RESULT.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     sys.stdout.write(json.dumps(report, indent=2) + "\n")
     if share > MOST_SHARE:
         raise SystemExit(f"a reader costs {share:.1%} of a run, allowed are {MOST_SHARE:.0%}")
-    if any(cost["share"] > MOST_SHARE for cost in network.values()):
-        raise SystemExit(f"a network in a worker takes more than {MOST_SHARE:.0%} longer")
+    if any(cost["share"] > MOST_NETWORK_SHARE for cost in network.values()):
+        raise SystemExit(f"a network in a worker takes more than {MOST_NETWORK_SHARE:.0%} longer")
 
 
 if __name__ == "__main__":

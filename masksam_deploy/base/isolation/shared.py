@@ -64,14 +64,24 @@ class SharedArray:
             self.close()
 
 
-def map_shared(path: str, shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> NDArray[Any]:
+def map_shared(
+    path: str, shape: tuple[int, ...], dtype: DTypeLike = np.float32, *, at_once: bool = False
+) -> NDArray[Any]:
     """What `SharedArray` holds, in a worker.
+
+    Args:
+        path, shape, dtype: of the array.
+        at_once: map all of it now, where the system can, instead of page by page when it is touched.
 
     Raises:
         OSError, ValueError: it is not there, or of another size.
     """
     with open(path, "r+b") as file:  # noqa: PTH123  a name in /proc, which Path would treat the same
-        memory = mmap.mmap(file.fileno(), _size(shape, dtype))
+        if at_once and sys.platform == "linux":
+            flags = mmap.MAP_SHARED | mmap.MAP_POPULATE
+            memory = mmap.mmap(file.fileno(), _size(shape, dtype), flags=flags)
+        else:
+            memory = mmap.mmap(file.fileno(), _size(shape, dtype))
     return np.frombuffer(memory, dtype, prod(shape)).reshape(shape)
 
 

@@ -7,7 +7,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from math import prod
@@ -110,6 +110,7 @@ class RuntimeProcess:
         self._ended: str | None = None
         self._buffers: dict[tuple[int, str], SharedArray] = {}
         self._loaded: set[int] = set()
+        self._small: SharedArray | None = None
         self._owner = os.getpid()
         self._end = weakref.finalize(self, _end_own, self._worker, self._owner)
 
@@ -164,16 +165,19 @@ class RuntimeProcess:
         """
         with self._turn():
             inputs = [self._given(graph, name, np.asarray(feed)) for name, feed in feeds.items()]
+            block = self._block()
             request: Message = {
                 "do": "run",
                 "number": graph.number,
                 "inputs": inputs,
                 "outputs": None if outputs is None else list(outputs),
                 "seconds": seconds,
+                "path": block.path if block else None,
+                "room": _SMALL if block else -1,
             }
             expected = len(graph.outputs if outputs is None else outputs)
             results = self._understood(partial(_described_results, expected), self._ask(request, seconds))
-            return self._taken(results)
+            return self._results(results, block)
 
     def end_profiling(self, graph: LoadedGraph) -> str:
         """Where the profile was written, for a graph that was loaded with one."""
@@ -197,6 +201,7 @@ class RuntimeProcess:
         if not self._loaded:
             self._ended = self._ended or "it is closed"
             self._buffers.clear()
+            self._small = None
             self._end()
 
     def peak_memory(self) -> int | None:
@@ -234,13 +239,26 @@ class RuntimeProcess:
         np.copyto(buffer.array, feed)
         return {"name": name, "path": buffer.path, "shape": list(feed.shape), "dtype": feed.dtype.name}
 
-    def _taken(self, results: Sequence[Described]) -> list[NDArray[Any]]:
-        """Have the results of the last run written into memory of this process."""
+    def _results(self, results: Sequence[Described], block: SharedArray | None) -> list[NDArray[Any]]:
+        """The results of the last run, in memory of this process."""
         size = packed_size(results)
+        if block is not None and size <= _SMALL:  # the worker has written them already
+            arrays = self._understood(partial(unpacked, block.array), results)
+            return [array.copy() for array in arrays]
         with _shared((size,), "uint8") as memory:
             arrays = self._understood(partial(unpacked, memory.array), results)
             self._ask({"do": "take", "path": memory.path}, None)
-        return arrays if size > _SMALL else [array.copy() for array in arrays]
+        return arrays
+
+    def _block(self) -> SharedArray | None:
+        """Where the worker writes small results; None where a limit allows none of its size.
+
+        It is kept: new memory costs more than a copy of what is in it.
+        """
+        if self._small is None:
+            with suppress(BackendError, RuntimeRefusedError):  # each result may still get memory of its own size
+                self._small = _shared((_SMALL,), "uint8")
+        return self._small
 
     def _ask(self, request: Message, seconds: float | None) -> Message:
         """One request and its answer.

@@ -94,10 +94,13 @@ class _Sessions:
         }
 
     def run(self, request: Mapping[str, Any]) -> Message:
-        """Run a graph on `inputs`, which lie in shared memory; gives the results' shapes and types."""
+        """Run a graph on `inputs`, which lie in shared memory; gives the results' shapes and types.
+
+        Results for which there is `room` are written to `path` at once, others wait for `take`.
+        """
         session = self._sessions[request["number"]]
         feeds = {
-            value["name"]: map_shared(value["path"], tuple(value["shape"]), value["dtype"])
+            value["name"]: map_shared(value["path"], tuple(value["shape"]), value["dtype"], at_once=True)
             for value in request["inputs"]
         }
         options = import_runtime().RunOptions()
@@ -108,13 +111,16 @@ class _Sessions:
 
         results = interruptible(lambda: session.run(request["outputs"], feeds, options), stop, request["seconds"])
         self._results = [np.asarray(result) for result in results]
-        return {"results": [tensor._asdict() for tensor in _described(self._results)]}
+        tensors = _described(self._results)
+        if packed_size(tensors) <= request["room"]:
+            self.take(request)
+        return {"results": [tensor._asdict() for tensor in tensors]}
 
     def take(self, request: Mapping[str, Any]) -> Message:
         """Write the results of the last run to shared memory, and forget them."""
         results, self._results = self._results, []
         tensors = _described(results)
-        block = map_shared(request["path"], (packed_size(tensors),), np.uint8)
+        block = map_shared(request["path"], (packed_size(tensors),), np.uint8, at_once=True)
         for place, result in zip(unpacked(block, tensors), results, strict=True):
             np.copyto(place, result)
         return {}
