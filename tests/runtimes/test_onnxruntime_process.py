@@ -318,6 +318,7 @@ except (NetworkCrashError, BackendError) as error:
 def test_an_interrupted_network_is_closed(bundle: Bundle) -> None:
     code = (
         "import signal, sys, time, numpy, threading, os\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # the tests may run where it is ignored
         "from masksam_deploy.runtimes import open_chain; from masksam_deploy.bundle.directory import Bundle\n"
         "from masksam_deploy.base.errors import NetworkCrashError\n"
         f"image = numpy.ones((1, 1, *{PATCH}), numpy.float32)\n"
@@ -330,7 +331,8 @@ def test_an_interrupted_network_is_closed(bundle: Bundle) -> None:
         "except NetworkCrashError as error: print(error)\n"
         "else: print('between two runs')\n"
     )
-    ended = subprocess.run([sys.executable, "-c", code, bundle.path], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", code, bundle.path]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert "a signal interrupted it" in ended.stdout or "between two runs" in ended.stdout, ended
     assert ended.returncode == 0
 
