@@ -331,7 +331,7 @@ def test_an_interrupted_network_is_closed(bundle: Bundle) -> None:
         "except NetworkCrashError as error: print(error)\n"
         "else: print('between two runs')\n"
     )
-    command = [sys.executable, "-c", code, bundle.path]
+    command = [sys.executable, "-c", code, str(bundle.path)]
     ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert "a signal interrupted it" in ended.stdout or "between two runs" in ended.stdout, ended
     assert ended.returncode == 0
