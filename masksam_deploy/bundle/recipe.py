@@ -17,6 +17,12 @@ from masksam_deploy.base.records import Record
 
 Axis: TypeAlias = Literal[0, 1, 2]
 
+SMALLEST_STEP = 0.05
+"""Twenty windows over each voxel along each axis: more take days and add nothing."""
+MOST_VOXELS = 2**14
+"""Of an axis whose size a recipe states: more take memory without end, whatever the scan."""
+_Voxels: TypeAlias = Annotated[int, Field(gt=0, le=MOST_VOXELS)]
+
 
 class Keep(Record):
     """The axis keeps its number of voxels."""
@@ -35,14 +41,14 @@ class Count(Record):
     """The axis gets a fixed number of voxels."""
 
     kind: Literal["count"] = "count"
-    voxels: PositiveInt
+    voxels: _Voxels
 
 
 class Longest(Record):
     """The longest of all axes of this kind gets a number of voxels, the others as many in proportion."""
 
     kind: Literal["longest"] = "longest"
-    voxels: PositiveInt
+    voxels: _Voxels
 
 
 AxisSize: TypeAlias = Annotated[Keep | Spacing | Count | Longest, Field(discriminator="kind")]
@@ -164,7 +170,7 @@ class Share(Record):
     """Windows are spread evenly over the axis, at most this share of a window apart (nnU-Net's rule)."""
 
     kind: Literal["share"] = "share"
-    share: float = Field(default=0.5, gt=0, le=1)
+    share: float = Field(default=0.5, ge=SMALLEST_STEP, le=1)
 
 
 class Voxels(Record):

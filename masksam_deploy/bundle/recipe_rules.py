@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from masksam_deploy.bundle.manifest import Labels
 from masksam_deploy.bundle.recipe import (
+    SMALLEST_STEP,
     Channel,
     Clip,
     Grid,
@@ -20,8 +21,8 @@ from masksam_deploy.bundle.recipe import (
     ZScore,
 )
 
-_MOST_OVERLAP = 64
-"""Windows that may lie over one voxel along an axis: more take days and add nothing."""
+_MOST_OVERLAP = round(1 / SMALLEST_STEP)
+"""Windows that may lie over one voxel along an axis."""
 
 
 def recipe_problems(recipe: Recipe, labels: Labels, patch: Sequence[int]) -> Iterator[str]:

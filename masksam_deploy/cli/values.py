@@ -53,7 +53,7 @@ def share(_: click.Context, __: click.Parameter, value: float | None) -> float |
 
 def window_step(_: click.Context, __: click.Parameter, value: float | None) -> float | None:
     """A distance between windows that `Segmenter` accepts; None if none is given."""
-    from masksam_deploy.scan_path.segmenter import SMALLEST_STEP
+    from masksam_deploy.bundle.recipe import SMALLEST_STEP
 
     if value is not None and not (isfinite(value) and SMALLEST_STEP <= value <= 1):
         raise click.BadParameter(f"{value} is not in the range from {SMALLEST_STEP} to 1")

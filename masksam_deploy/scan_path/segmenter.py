@@ -18,6 +18,7 @@ from masksam_deploy.base.memory import require
 from masksam_deploy.base.threads import usable_cores
 from masksam_deploy.base.volume import Volume
 from masksam_deploy.bundle.directory import Bundle
+from masksam_deploy.bundle.recipe import SMALLEST_STEP
 from masksam_deploy.io.grid import check_grid
 from masksam_deploy.runtimes import Device, GraphChain, Network, open_chain
 from masksam_deploy.scan_path.decision import LabelMap
@@ -33,8 +34,6 @@ from masksam_deploy.scan_path.windows import Accumulator, Pipeline, Progress, st
 
 ON_CPU = "scores_on_cpu_because"
 """In the report of a scan whose scores were to stay on the GPU and did not."""
-SMALLEST_STEP = 0.05
-"""Twenty windows over each voxel along each axis: more take days and add nothing."""
 BYTES_PER_VOXEL = 13
 """At least: the scan and its normalised copy in float32, the network's input, and the label map."""
 FIXED_BYTES = 2**27
