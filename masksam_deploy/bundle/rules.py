@@ -185,6 +185,10 @@ def _problems(manifest: Manifest) -> Iterator[str]:
     yield from recipe_problems(manifest.recipe, manifest.labels, _patch(manifest))
     yield from _label_problems(manifest.labels)
     yield from _validation_problems(manifest)
+    source = manifest.provenance.source_sha256
+    if manifest.measured is not None and manifest.measured.source_sha256 != source:
+        found = manifest.measured.source_sha256
+        yield f"field 'measured.source_sha256': found {found}, expected {source} of the checkpoint"
 
 
 def _file_problems(manifest: Manifest) -> Iterator[str]:

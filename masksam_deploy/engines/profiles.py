@@ -144,9 +144,9 @@ def profile_summary(chosen: InferenceSettings, settings: Mapping[str, Any]) -> s
     cost = settings["profile"]["measured"]
     if cost is None:
         return f"{ran}; what this costs in Dice was not measured for this bundle"
+    where = f"on {cost['scans']} held-out scans ({one_line(cost['where'])})"
     return (
-        f"{ran}; on {cost['scans']} held-out scans ({cost['where']}) this cost {_dice(cost['mean_cost'])} on average, "
-        f"{_dice(cost['worst_cost'])} in the worst scan"
+        f"{ran}; {where} this cost {_dice(cost['mean_cost'])} on average, {_dice(cost['worst_cost'])} in the worst scan"
     )
 
 

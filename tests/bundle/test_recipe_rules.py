@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ NOW: dict[str, Any] = json.loads(
     .model_copy(update={"schema_version": SCHEMA_VERSION})
     .model_dump_json()
 )
+ROOT = Path(__file__).parents[2]
 CHANNEL, GRID, WINDOWS, SCORES = "recipe/channels/0", "recipe/grid", "recipe/windows", "recipe/scores"
 MA_SAM = {
     "advance": [{"kind": "voxels", "voxels": 1}, {"kind": "share", "share": 1.0}, {"kind": "share", "share": 1.0}],
@@ -92,6 +94,14 @@ def test_contradictions_and_unknown_kinds_are_refused(place: str, value: object,
     assert re.search(expected, message), message
     assert "\n" not in message
     assert len(message) < 500
+
+
+def test_figures_of_another_network_are_refused() -> None:
+    figures = json.loads((ROOT / "models" / "masksam-tiny-lv" / "measured.json").read_text())
+    with pytest.raises(BundleError, match=r"measured\.source_sha256.*of the checkpoint"):
+        parsed(NOW | {"measured": figures})
+    own = figures | {"source_sha256": NOW["provenance"]["source_sha256"]}
+    assert parsed(NOW | {"measured": own}).measured is not None
 
 
 def test_regions_are_not_decided_from_a_softmax() -> None:

@@ -132,6 +132,13 @@ def test_nothing_is_claimed_of_a_bundle_that_was_not_measured() -> None:
     assert facts(chosen, None, settings(0.5), FP32)["profile"]["measured"] is None
 
 
+def test_figures_of_a_hostile_bundle_do_not_steer_the_terminal() -> None:
+    hostile = figures().model_copy(update={"where": "\x1b[2J\nnowhere " * 1000})
+    line = told(choose("balanced"), settings(0.5), FP32, hostile)
+    assert line.isprintable()
+    assert len(line) < 500
+
+
 def test_the_accurate_profile_is_what_the_others_are_measured_against() -> None:
     ran = settings(0.5, mirror_axes=[0])
     assert "measured against this" in told(choose("accurate"), ran, FP32, None)

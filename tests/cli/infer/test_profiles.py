@@ -33,7 +33,8 @@ def bundle(scans: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = make_bundle(tmp_path_factory.mktemp("profiles") / "balls.masksam", cases=1).path
     manifest = made / "manifest.json"
     content = json.loads(manifest.read_text())
-    manifest.write_text(json.dumps(content | {"measured": json.loads(FIGURES.read_text())}))
+    figures = json.loads(FIGURES.read_text()) | {"source_sha256": content["provenance"]["source_sha256"]}
+    manifest.write_text(json.dumps(content | {"measured": figures}))
     assert invoke("build-engine", made, "--int8", "--calibration", scans).exit_code == 0
     return made
 
