@@ -193,6 +193,7 @@ def test_an_interrupt_while_a_worker_starts_leaves_nothing_open(
         raise KeyboardInterrupt
 
     read_volume(data / "dicom" / "oblique")
+    gc.collect()  # files that earlier tests left to the collector would be closed in between
     open_files = len(list(Path("/proc/self/fd").iterdir()))
     with monkeypatch.context() as patched:
         patched.setattr(workers, "_number_from", interrupted)
