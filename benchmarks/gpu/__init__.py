@@ -3,6 +3,5 @@
 import os
 
 if os.environ.get("DRY") == "1":
-    os.environ.setdefault(
-        "TRITON_INTERPRET", "1"
-    )  # Triton reads it when it is imported, before any module of this folder
+    # Triton reads it when it is imported, before any module of this folder.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
